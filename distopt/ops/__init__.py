@@ -1,0 +1,60 @@
+"""Primitives: functions on Tensors, Variables and arrays that tapes can differentiate."""
+
+from distopt.ops.arithmetic import (
+    absolute,
+    add,
+    cast,
+    divide,
+    exp,
+    log,
+    matmul,
+    maximum,
+    minimum,
+    multiply,
+    negative,
+    power,
+    sqrt,
+    square,
+    subtract,
+    tanh,
+)
+from distopt.ops.dense import dense, relu, sigmoid
+from distopt.ops.losses import mean_squared_error, sparse_softmax_cross_entropy
+from distopt.ops.reductions import add_n, l2_loss, reduce_mean, reduce_sum, regularization_loss
+from distopt.ops.shaping import concat, gather, identity, reshape, slice_of, stop_gradient, transpose
+
+__all__ = [
+    "absolute",
+    "add",
+    "add_n",
+    "cast",
+    "concat",
+    "dense",
+    "divide",
+    "exp",
+    "gather",
+    "identity",
+    "l2_loss",
+    "log",
+    "matmul",
+    "maximum",
+    "mean_squared_error",
+    "minimum",
+    "multiply",
+    "negative",
+    "power",
+    "reduce_mean",
+    "reduce_sum",
+    "regularization_loss",
+    "relu",
+    "reshape",
+    "sigmoid",
+    "slice_of",
+    "sparse_softmax_cross_entropy",
+    "sqrt",
+    "square",
+    "stop_gradient",
+    "subtract",
+    "tanh",
+    "transpose",
+]
