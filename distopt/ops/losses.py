@@ -1,4 +1,4 @@
-"""Losses, as sums over examples or per example: the divisor is the global batch, known only after reduction."""
+"""Losses, as sums over examples or per example: a rank does not know the global batch to divide by."""
 
 from __future__ import annotations
 
