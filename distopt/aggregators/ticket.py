@@ -33,6 +33,9 @@ class Ticket:
         """Return the record as float64 [5], which sums counts exactly up to 2**53."""
         return np.array(astuple(self), np.float64)
 
+    def __add__(self, other: Ticket) -> Ticket:
+        return Ticket.from_array(self.to_array() + other.to_array())
+
     @classmethod
     def from_array(cls, array: Array) -> Ticket:
         """Return the record that `to_array` gave."""
