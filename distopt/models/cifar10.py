@@ -68,7 +68,7 @@ def _dense(
         relu=relu,
         kernel_initializer=initializers.TruncatedNormal(stddev=deviation),
         bias_initializer=initializers.Constant(bias),
-        kernel_regularizer=regularizers.l2(decay) if decay else None,
+        kernel_regularizer=regularizers.l2_regularizer(decay) if decay else None,
         name=name,
     )
 
