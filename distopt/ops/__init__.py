@@ -1,0 +1,1 @@
+"""Primitives and the array kernels below them."""
