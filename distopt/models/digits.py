@@ -7,6 +7,7 @@ from typing import Any
 from distopt import initializers, layers
 from distopt.data import digits
 from distopt.data.augment import DIGITS
+from distopt.data.dataset import Dataset, Split
 from distopt.models.task import Task
 from distopt.optimizers import Adam, Optimizer
 from distopt.schedules import CosineDecay
@@ -31,6 +32,11 @@ def network(images: Any) -> Tensor:
     return layers.dense(x, 10, name="logits")
 
 
+def _load(split: Split, *, data_dir: str | None, communicator: Any) -> Dataset:
+    del data_dir, communicator  # every installation has the data
+    return digits.load(split)
+
+
 def _optimizer(
     learning_rate: float | None, num_examples: int, global_batch: int, **options: Any
 ) -> Optimizer:
@@ -41,7 +47,7 @@ def _optimizer(
 TASK = Task(
     name="digits",
     model=network,
-    load=digits.load,
+    load=_load,
     augmentation=DIGITS,
     optimizer=_optimizer,
     global_batch=64,

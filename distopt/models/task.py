@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from distopt.data.augment import Augmentation
-from distopt.data.dataset import Dataset
+from distopt.data.dataset import Dataset, Split
 from distopt.optimizers import Optimizer
 from distopt.tape import Tensor
 
@@ -17,7 +17,7 @@ __all__ = ["Loader", "Task"]
 class Loader(Protocol):
     """Gives a split of a data set; on several ranks every one calls it."""
 
-    def __call__(self, split: str, *, data_dir: str | None, communicator: Any) -> Dataset:
+    def __call__(self, split: Split, *, data_dir: str | None, communicator: Any) -> Dataset:
         """Return the split "train" or "test"."""
         ...
 

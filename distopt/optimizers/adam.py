@@ -14,7 +14,7 @@ __all__ = ["Adam", "adam"]
 def adam(
     value: Any, gradient: Any, m: Any, v: Any, *, rate: float, beta_1: float, beta_2: float, epsilon: float
 ) -> Any:
-    """m += (1-b1)(g-m), v += (1-b2)(g*g-v), w -= rate * m / (sqrt(v) + epsilon), rate bias-corrected."""
+    """Adam: m += (1-b1)(g-m), v += (1-b2)(g*g-v), w -= rate m / (sqrt(v) + epsilon), rate corrected."""
     m = beta_1 * m + (1 - beta_1) * gradient
     v = beta_2 * v + (1 - beta_2) * (gradient * gradient)
     value = value - rate * m / (sqrt(v) + epsilon)

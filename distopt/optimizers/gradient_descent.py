@@ -12,16 +12,16 @@ __all__ = ["GradientDescent", "Momentum", "gradient_descent", "momentum"]
 
 @elementwise
 def gradient_descent(value: Any, gradient: Any, *, learning_rate: float) -> Any:
-    """w -= lr * g."""
+    """Gradient descent: w -= lr * g."""
     value = value - learning_rate * gradient
-    return value
+    return value  # noqa: RET504  (the name tells what is updated)
 
 
 @elementwise
 def momentum(
     value: Any, gradient: Any, accumulator: Any, *, learning_rate: float, momentum: float, use_nesterov: bool
 ) -> Any:
-    """a = mu * a + g;  w -= lr * a, or with Nesterov's step w -= lr * g + lr * mu * a."""
+    """Momentum: a = mu * a + g;  w -= lr * a, or with Nesterov's step w -= lr * g + lr * mu * a."""
     accumulator = momentum * accumulator + gradient
     if use_nesterov:
         value = value - learning_rate * (gradient + momentum * accumulator)

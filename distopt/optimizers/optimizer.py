@@ -121,12 +121,12 @@ class Optimizer:
         Raises:
             ValueError: what a schedule or callable gave is out of range.
         """
-        value = self._hyperparameters[key]
-        if isinstance(value, LearningRateSchedule):
-            value = value(self.iterations)
-        elif callable(value):
-            value = value()
-        value = float(value)
+        given: Any = self._hyperparameters[key]
+        if isinstance(given, LearningRateSchedule):
+            given = given(self.iterations)
+        elif callable(given):
+            given = given()
+        value = float(given)
         self.check(key, value)
         return value
 
