@@ -53,6 +53,9 @@ def train(
     log_every: Annotated[int, typer.Option(help="Steps between lines of progress.")] = 50,
     bucket_mib: Annotated[float, typer.Option(help="Size of a gradient bucket, in MiB.")] = 4.0,
     prefetch: Annotated[int, typer.Option(help="Batches made ahead; 0 makes them in the step.")] = 2,
+    progress_style: Annotated[
+        str, typer.Option("--progress", help="bar, lines, or auto: a bar on a terminal.")
+    ] = "auto",
     device: DeviceOption = None,
 ) -> None:
     """Train; start it with mpirun to train on several ranks."""
@@ -82,7 +85,7 @@ def train(
         trainer = Trainer(task, data, communicator, devices, settings)
         resumed = trainer.resume() if resume else False
         leads = communicator.rank == 0
-        progress = Progress(settings.steps, trainer.step, shown=leads)
+        progress = Progress(settings.steps, trainer.step, leads, progress_style)
         if resumed:
             progress.say(f"resumed after step {trainer.step}")
         first_step = trainer.step

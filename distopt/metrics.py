@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -74,15 +75,28 @@ class Progress:
         total: number of the last step.
         done: number of steps done already.
         shown: whether this rank shows anything (rank 0 does).
+        style: "bar", "lines", or "auto" for a bar where a person is watching.
         stream: where to; standard output when not given.
+
+    Raises:
+        ValueError: unknown style.
     """
 
-    def __init__(self, total: int, done: int = 0, shown: bool = True, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        total: int,
+        done: int = 0,
+        shown: bool = True,
+        style: str = "auto",
+        stream: TextIO | None = None,
+    ) -> None:
+        if style not in ("auto", "bar", "lines"):
+            raise ValueError(f"progress must be 'auto', 'bar' or 'lines', got {style!r}")
         self._stream = stream or sys.stdout
         self._shown = shown
         self._bar: Any = None
         self._task: Any = None
-        if shown and self._stream.isatty():
+        if shown and (style == "bar" or (style == "auto" and _is_watched(self._stream))):
             from rich import progress  # here, for it takes 50 ms to import
 
             self._bar = progress.Progress(
@@ -131,6 +145,22 @@ class Progress:
         if not self._shown:
             return
         if self._bar is not None:
-            self._bar.console.print(text, highlight=False)
+            self._bar.console.print(text, highlight=False, soft_wrap=True)
         else:
             print(text, file=self._stream, flush=True)
+
+
+def _is_watched(stream: TextIO) -> bool:
+    """Tell whether the stream ends on a terminal.
+
+    Open MPI gives each rank a terminal of its own, wherever the launcher's output goes; so under a
+    launcher it is the launcher's output that counts.
+    """
+    if not stream.isatty():
+        return False
+    if not any(name in os.environ for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")):
+        return True
+    try:
+        return os.readlink(f"/proc/{os.getppid()}/fd/1").startswith(("/dev/pts/", "/dev/tty"))  # noqa: PTH115
+    except OSError:  # not Linux, or the launcher is another user's: lines are never wrong
+        return False
