@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 # NumPy's type for the type checker; CuPy's arrays behave alike.
-Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _POOLED_FROM_BYTES = 32 * 1024  # malloc is good below; above, every new page costs a fault
 _PAGE = 4096
