@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import hashlib
 import http.server
@@ -312,16 +313,21 @@ def test_the_made_up_pickle_is_read_by_the_standard_unpickler_as_a_batch():
 
 class _Server(http.server.ThreadingHTTPServer):
     content = BINARY_ARCHIVE
+    repeat = 1
     requests = 0
+    sent = 0
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.requests += 1
         self.send_response(200)
-        self.send_header("Content-Length", str(len(self.server.content)))
+        self.send_header("Content-Length", str(len(self.server.content) * self.server.repeat))
         self.end_headers()
-        self.wfile.write(self.server.content)
+        with contextlib.suppress(ConnectionError):  # the other side may have had enough
+            for _ in range(self.server.repeat):
+                self.wfile.write(self.server.content)
+                self.server.sent += len(self.server.content)
 
     def log_message(self, *_):
         """Keep quiet."""
@@ -373,6 +379,33 @@ def test_a_download_of_another_length_is_refused_and_leaves_nothing(tmp_path, se
     with pytest.raises(DataError, match=r"could not be put there: what http"):
         cifar10.load("test", tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_that_does_not_end_is_given_up(tmp_path, server):
+    server.content, server.repeat = bytes(1 << 20), 200
+    with pytest.raises(DataError, match=r"found more than [\d,]+ bytes"):
+        cifar10.load("test", tmp_path)
+    assert server.sent < 50 << 20
+
+
+def test_members_of_a_downloaded_archive_are_checked_too(tmp_path, server, monkeypatch):
+    packed = archive("cifar-10-batches-bin", {**BINARY, "data_batch_3.bin": b"other"})
+    server.content = packed
+    release = dataclasses.replace(
+        cifar10.OFFICIAL, binary_archive=known("cifar-10-binary.tar.gz", packed)
+    )
+    monkeypatch.setattr(cifar10, "OFFICIAL", release)
+    with pytest.raises(DataError, match=r"data_batch_3.bin of http.* is short: found 5 bytes"):
+        cifar10.load("test", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_archive_that_vanished_is_an_error_that_names_it(tmp_path):
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    with pytest.raises(DataError, match=r"binary.tar.gz can't be read.*nothing readable"):
+        cifar10_files.read_archive(
+            path, SMALL.binary_archive, SMALL.binary_folder, SMALL.binary["test"]
+        )
 
 
 def test_without_a_network_the_error_says_which_files_to_put_where(tmp_path):
