@@ -38,7 +38,8 @@ def save(path: Path, arrays: Mapping[str, Array], manifest: Mapping[str, Any]) -
     Raises:
         CheckpointError: the file can't be written.
     """
-    ready = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    # Not ascontiguousarray, which gives scalars an axis.
+    ready = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     metadata = {
         "format": _FORMAT,
         "sha256": _digest(ready),
