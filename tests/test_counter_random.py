@@ -147,8 +147,11 @@ def test_all_orders_of_four_come_up_equally_often():
 
 
 def test_equal_keys_are_ordered_by_index(monkeypatch):
-    monkeypatch.setattr(counter_random, "words", lambda *_: np.zeros(20, np.uint32))
-    np.testing.assert_array_equal(counter_random.permutation(0, 0, 10), np.arange(10))
+    keys = np.random.default_rng(0).integers(0, 3, 1000)
+    words = np.stack([np.zeros(1000), keys], axis=1).astype(np.uint32).ravel()
+    monkeypatch.setattr(counter_random, "words", lambda *_: words)
+    expected = [index for key in range(3) for index in range(1000) if keys[index] == key]
+    np.testing.assert_array_equal(counter_random.permutation(0, 0, 1000), expected)
 
 
 @pytest.mark.parametrize(

@@ -162,11 +162,21 @@ def test_a_batch_that_was_handed_over_is_kept_by_the_caller_alone():
     class Batch:
         pass
 
-    with Prefetcher(lambda _: Batch(), depth=1, end_step=1) as batches:
+    making, release = threading.Event(), threading.Event()
+
+    def make(step):
+        if step == 1:
+            making.set()
+            release.wait(5)
+        return Batch()
+
+    with Prefetcher(make, depth=1) as batches:
         batch = batches.get(0)
         gone = weakref.ref(batch)
+        assert making.wait(5)  # the thread is busy with the next one
         del batch
         assert gone() is None
+        release.set()
 
 
 def test_a_process_ends_while_its_thread_is_stuck_in_a_batch():
