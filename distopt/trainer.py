@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,7 @@ class Trainer:
         self._sampler = Sampler(len(data.labels), settings.global_batch, settings.seed)
         self._stop_asked = False
         self._agree_on_start()
+        self.averages.track(self.replicas[0].variables)
 
     def _agree_on_start(self) -> None:
         """Check that all ranks train the same model in the same way, and start from rank 0's values."""
@@ -278,22 +279,8 @@ class Trainer:
             data: the examples, whole on every rank.
             averaged: use the moving averages of the weights instead of the weights.
         """
-        with self._averaged_weights() if averaged else _nothing():
+        with self.averages.averaged_weights() if averaged else nullcontext():
             return evaluate(self.replicas[0], self.task, data, self.communicator)
-
-    @contextmanager
-    def _averaged_weights(self) -> Generator[None]:
-        variables = self.replicas[0].variables
-        kept = [variable.value.copy() for variable in variables]
-        try:
-            for variable in variables:
-                average = self.averages.average(variable)
-                if average is not None:
-                    variable.assign(average)
-            yield
-        finally:
-            for variable, value in zip(variables, kept, strict=True):
-                variable.value[...] = value
 
     @contextmanager
     def _stop_on_signals(self) -> Generator[None]:
@@ -380,7 +367,6 @@ class Trainer:
         load_weights(path, self.replicas[0], weights)
         slots = {k.partition(":")[2]: v for k, v in arrays.items() if k.startswith("slots:")}
         self.optimizer.load_state(slots, self.replicas[0].variables)
-        self.averages.apply(self.replicas[0].variables)  # makes the averages that are then set
         for variable in self.replicas[0].variables:
             average = self.averages.average(variable)
             if average is not None:
@@ -412,8 +398,3 @@ def _first_difference(first: Any, second: Any) -> str:
                 return f"entry {number} is {b!r} instead of {a!r}"
         return f"{len(second)} entries instead of {len(first)}"
     return f"{second!r} instead of {first!r}"
-
-
-@contextmanager
-def _nothing() -> Generator[None]:
-    yield

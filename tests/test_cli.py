@@ -62,7 +62,10 @@ def test_twenty_and_twenty_steps_are_forty_bit_for_bit(tmp_path):
     ("arguments", "message"),
     [
         (["train", "imagenet"], "unknown task 'imagenet'; there are cifar10, digits"),
-        (["train", "digits", "--learning-rate", "-1"], "learning_rate must be finite and not negative, got -1"),
+        (
+            ["train", "digits", "--learning-rate", "-1"],
+            "learning_rate must be finite and not negative, got -1",
+        ),
         (["train", "digits", "--global-batch", "2", "--replicas-per-rank", "2"], "can't be cut for"),
         (["train", "digits", "--replicas-per-rank", "0"], "--replicas-per-rank must be at least 1"),
         (["train", "digits", "--device", "tpu"], "device must be 'cpu', 'cuda'"),
@@ -105,7 +108,15 @@ def test_a_rank_that_raises_ends_the_job_with_its_rank_and_host_last(tmp_path):
 
 def test_help_names_every_option():
     shown = _distopt("train", "--help").stdout
-    for option in ("--data-dir", "--global-batch", "--steps", "--seed", "--output", "--replicas-per-rank", "--resume"):
+    for option in (
+        "--data-dir",
+        "--global-batch",
+        "--steps",
+        "--seed",
+        "--output",
+        "--replicas-per-rank",
+        "--resume",
+    ):
         assert option in shown
 
 

@@ -136,7 +136,9 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all_before_the_update(guilt
 def test_evaluation_counts_every_example_once_on_any_number_of_ranks():
     def run(communicator):
         made = training.run(training.trainer(communicator))
-        return made.evaluate(training.data("test", 29)), made.evaluate(training.data("test", 2), averaged=True)
+        return made.evaluate(training.data("test", 29)), made.evaluate(
+            training.data("test", 2), averaged=True
+        )
 
     (expected, few), *_ = world(1, run)
     assert (expected["examples"], few["examples"]) == (29, 2)
@@ -216,7 +218,9 @@ def test_a_step_allocates_nothing_large_after_the_first():
 
     with connect("local") as communicator:
         task = training.TASK
-        made = training.trainer(communicator, task=task, train_data=training.data(count=400), global_batch=256)
+        made = training.trainer(
+            communicator, task=task, train_data=training.data(count=400), global_batch=256
+        )
         training.run(made)
         misses = memory_pool.misses
         again = training.trainer(

@@ -63,23 +63,12 @@ class Optimizer:
     ) -> None:
         if not name:
             raise ValueError("Must specify the optimizer name")
-        if clipnorm is not None and global_clipnorm is not None:
-            raise ValueError(
-                f"clipnorm={clipnorm} and global_clipnorm={global_clipnorm} exclude each other; give one"
-            )
-        for key, limit in (
-            ("clipnorm", clipnorm),
-            ("clipvalue", clipvalue),
-            ("global_clipnorm", global_clipnorm),
-        ):
-            if limit is not None and not limit >= 0:
-                raise ValueError(f"{key} must not be negative, got {limit}")
         self._hyperparameters: dict[str, Any] = {}
         self._name = name
         self.iterations = 0
         self.gradient_aggregator = gradient_aggregator
         self.gradient_transformers = list(gradient_transformers or ())
-        self.clipnorm, self.clipvalue, self.global_clipnorm = clipnorm, clipvalue, global_clipnorm
+        self._clips = transforms.clips(clipvalue, clipnorm, global_clipnorm)
         self._slots = Slots(dict(self.slots))
         for key, value in hyperparameters.items():
             self._set(key, value)
@@ -224,13 +213,7 @@ class Optimizer:
 
     def transform(self, pairs: list[Pair]) -> list[Pair]:
         """Return the gradients clipped, and put through the transformers."""
-        if self.clipvalue is not None:
-            pairs = transforms.clip_by_value(pairs, self.clipvalue)
-        if self.clipnorm is not None:
-            pairs = transforms.clip_by_norm(pairs, self.clipnorm)
-        if self.global_clipnorm is not None:
-            pairs = transforms.clip_by_global_norm(pairs, self.global_clipnorm)
-        for transformer in self.gradient_transformers:
+        for transformer in (*self._clips, *self.gradient_transformers):
             pairs = list(transformer(pairs))
         return pairs
 
