@@ -194,6 +194,8 @@ class Device:
         if self.kind == "cpu":
             return np.asarray(asnumpy(values), dtype)
         with self.activate():
+            if _is_cupy(values) and device_of(values) != self:
+                values = values.copy()  # which CuPy makes on the current device
             return self.xp.asarray(values, dtype)  # type: ignore[no-any-return]
 
     def synchronize(self) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from distopt import ops, scopes
-from distopt.aggregators import Ticket
+from distopt.aggregators import Pair, Ticket
 from distopt.backend import Array, Device, asnumpy, namespace
 from distopt.tape import GradientTape, Tensor
 from distopt.variables import Arena, Variable
@@ -84,6 +84,16 @@ class Replica:
                     penalty = ops.regularization_loss(record.variable, regularizer=record.regularizer)
                     loss = loss + penalty * float(len(batch.labels))
         return tape, loss, self._ticket(cross_entropy, logits, labels)
+
+    def gradients(self, tape: GradientTape, loss: Tensor) -> Iterator[Pair]:
+        """Yield `(gradient, variable)` as each becomes final; the gradients lie in the arena."""
+        stream = tape.gradients(loss, self.variables)
+        while True:
+            with self.device.activate():  # not across the yield: the consumer has devices of its own
+                pair = next(stream, None)
+            if pair is None:
+                return
+            yield pair
 
     def evaluate(self, batch: Batch) -> Ticket:
         """Return the number of examples, the sum of their losses and of right answers."""

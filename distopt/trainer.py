@@ -196,7 +196,7 @@ class Trainer:
             tape, loss, part = replica.forward(batch)
             own += part
             clock.start("backward")
-            stream = tape.gradients(loss, replica.variables)
+            stream = replica.gradients(tape, loss)
             streams.insert(0, stream if replica is self.replicas[0] else list(stream))
         pairs = self.aggregator.reduce(combine_replicas(streams), own)
         clock.add("backward", -self.aggregator.exposed_seconds)

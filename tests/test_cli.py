@@ -1,4 +1,4 @@
-"""The command line as a user starts it: in processes of their own, on the data that every installation has."""
+"""The command line as a user starts it: in processes of their own, on the digits."""
 
 import json
 import re
@@ -103,7 +103,7 @@ def test_a_rank_that_raises_ends_the_job_with_its_rank_and_host_last(tmp_path):
     assert done.returncode != 0
     assert time.monotonic() - began < 30
     assert "RuntimeError: broken on purpose" in done.stderr
-    assert re.search(r"rank 1 of 3 on \S+ ended the job: RuntimeError: broken on purpose", done.stderr)
+    assert re.search(r"rank 1 of 3 on host \S+ ended the job: RuntimeError: broken on purpose", done.stderr)
 
 
 def test_help_names_every_option():

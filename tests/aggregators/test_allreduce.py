@@ -150,7 +150,7 @@ def test_a_mean_over_no_examples_raises_on_every_rank(ranks):
 
 def test_wrong_settings_are_refused():
     with connect("local") as communicator:
-        with pytest.raises(ValueError, match="'sum' or 'mean' .*got 'average'"):
+        with pytest.raises(ValueError, match=r"'sum' or 'mean' .*got 'average'"):
             AllReduce(communicator, "average")
         with pytest.raises(ValueError, match="bucket_bytes must be at least 1, got 0"):
             AllReduce(communicator, bucket_bytes=0)

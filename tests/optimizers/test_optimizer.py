@@ -229,7 +229,7 @@ def test_hyperparameters_out_of_range_are_refused(make, message):
 def test_a_callable_rate_out_of_range_is_refused_before_anything_changes():
     w = Variable(1.0)
     optimizer = GradientDescent(lambda: -1.0)
-    with pytest.raises(ValueError, match="got -1.0"):
+    with pytest.raises(ValueError, match=r"got -1\.0"):
         optimizer.apply_gradients([(1.0, w)])
     assert (float(w), optimizer.iterations) == (1.0, 0)
 
