@@ -19,13 +19,14 @@ DTYPES = ("float16", "float32", "float64")
 def check_arrays(rule: str, used: Mapping[str, Array], formula: Formula) -> None:
     """Check that arrays are of one kind, dtype and device, and can be updated in place."""
     first_name, first = next(iter(used.items()))
+    xp = namespace(first)
     for name, array in used.items():
-        if not isinstance(array, np.ndarray) and namespace(array) is np:
-            raise TypeError(
-                f"{rule}: {name} must be a NumPy or CuPy array, got {type(array).__name__}: "
-                f"{array!r:.60}."
-            )
-        if namespace(array) is not namespace(first):
+        if not (isinstance(array, np.ndarray) if xp is np else namespace(array) is xp):
+            if kind_of(array) == "other":
+                raise TypeError(
+                    f"{rule}: {name} must be a NumPy or CuPy array, got {type(array).__name__}: "
+                    f"{array!r:.60}."
+                )
             raise TypeError(
                 f"{rule}: {name} is a {kind_of(array)} array, but {first_name} is a "
                 f"{kind_of(first)} array. Keep all on one device."
@@ -35,7 +36,7 @@ def check_arrays(rule: str, used: Mapping[str, Array], formula: Formula) -> None
                 f"{rule}: {name} is {array.dtype}, but {first_name} is {first.dtype}. Cast one of "
                 "them."
             )
-        if namespace(first) is not np and array.device != first.device:
+        if xp is not np and array.device != first.device:
             raise ValueError(
                 f"{rule}: {name} is on {array.device}, but {first_name} is on {first.device}."
             )
@@ -45,14 +46,14 @@ def check_arrays(rule: str, used: Mapping[str, Array], formula: Formula) -> None
                     f"{rule}: {name} is updated in place and must be C-contiguous; it has shape "
                     f"{array.shape} and strides {array.strides}."
                 )
-            if namespace(array) is np and not array.flags.writeable:
+            if xp is np and not array.flags.writeable:
                 raise ValueError(f"{rule}: {name} is updated in place, but it is read-only.")
     dtype_name(rule, first.dtype)
     names = list(used)
     for place, name in enumerate(names):
         for other in names[place + 1 :]:
             written = name in formula.results or other in formula.results
-            if written and namespace(first).may_share_memory(used[name], used[other]):
+            if written and xp.may_share_memory(used[name], used[other]):
                 raise ValueError(
                     f"{rule}: {name} and {other} share memory, and one of them is updated. Copy "
                     "one."
@@ -82,8 +83,10 @@ def dtype_name(rule: str, dtype: np.dtype[Any]) -> str:
 
 
 def kind_of(array: Any) -> str:
-    """Return "NumPy" or "CuPy", for messages."""
-    return "NumPy" if namespace(array) is np else "CuPy"
+    """Return "NumPy", "CuPy" or "other", for messages."""
+    if namespace(array) is not np:
+        return "CuPy"
+    return "NumPy" if isinstance(array, np.ndarray) else "other"
 
 
 def number(rule: str, name: str, value: Any) -> float:

@@ -121,7 +121,7 @@ class _Source:
     def error(self, where: ast.AST, problem: str) -> SyntaxError:
         line = self.first_line + getattr(where, "lineno", 1) - 1
         text = linecache.getline(self.file, line).rstrip("\n")
-        message = f"in the elementwise formula {self.name!r}, line {line}: {problem}"
+        message = f"in the elementwise formula {self.name!r}: {problem}"
         return SyntaxError(message, (self.file, line, 1 + len(text) - len(text.lstrip()), text))
 
 

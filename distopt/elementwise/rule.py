@@ -27,8 +27,8 @@ class Rule:
 
     Attributes:
         name: the function's name.
-        function: the function itself; on NumPy arrays it computes the new values without storing
-            them.
+        function: the function itself, which can be called on NumPy arrays: it returns new values
+            (but an augmented assignment in it changes its argument).
         arrays: names of the positional parameters.
         scalars: names of the keyword-only parameters that are numbers.
         options: names of the keyword-only parameters annotated `bool`.
