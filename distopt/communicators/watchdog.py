@@ -13,11 +13,11 @@ silence.
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -120,6 +120,7 @@ class Watchdog:
         self._waiting: _Wait | None = None
         self._left: dict[int, Note] = {}
         self._known: dict[int, Note] = {}
+        self._stacks_shown = False
         self._leaving = False
         self._wake = threading.Event()
         self._all_left = threading.Event()
@@ -181,8 +182,8 @@ class Watchdog:
             if note.kind == "left":
                 self._left[rank] = note
             elif note.kind == "ask":
+                self._show_stacks(self._note("answer").doing)
                 self._channel.send(rank, self._note("answer"))
-                self._dump_stacks("is asked by a rank that waits too long")
 
     def _check(self, waiting: _Wait) -> None:
         gone = [
@@ -202,10 +203,10 @@ class Watchdog:
             self._give_up(waiting)
 
     def _give_up(self, waiting: _Wait) -> None:
+        self._show_stacks(f"in {waiting}")
+        self._known = dict(self._left)
         for rank in self._others():
             self._channel.send(rank, self._note("ask"))
-        self._dump_stacks(f"waits in {waiting}")
-        self._known = dict(self._left)
         deadline = time.monotonic() + _ANSWER_SECONDS
         while time.monotonic() < deadline and len(self._known) < self._size - 1:
             time.sleep(0.05)
@@ -238,11 +239,17 @@ class Watchdog:
         time.sleep(min(0.5 * self._rank, 3.0))
         self._abort(_STUCK_EXIT_CODE, message)
 
-    def _dump_stacks(self, why: str) -> None:
+    def _show_stacks(self, doing: str) -> None:
+        """Write what the threads of this rank do; once, in one piece, the innermost call last."""
         stream = sys.__stderr__
-        if stream is not None:
-            stream.write(
-                f"distopt: rank {self._rank} of {self._size} on host {self._host} {why}:\n"
-            )
-            stream.flush()
-            faulthandler.dump_traceback(stream, all_threads=True)
+        if self._stacks_shown or stream is None:
+            return
+        self._stacks_shown = True
+        text = f"distopt: rank {self._rank} of {self._size} on host {self._host} is {doing}:\n"
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        for identity, frame in sys._current_frames().items():  # pyright: ignore[reportPrivateUsage]
+            if identity != threading.get_ident():
+                text += f"Thread {names.get(identity, identity)}:\n"
+                text += "".join(traceback.format_stack(frame))
+        stream.write(text)
+        stream.flush()

@@ -182,20 +182,25 @@ def a_gathered_array_belongs_to_the_rank_that_has_it(communicator):
 
 
 @contract
-def large_arrays_of_odd_length_arrive_whole(communicator):
-    count = 17_000_003  # 68 MB: several pieces of every kind, the last one short
-    values = np.arange(count, dtype=np.float32) % 1000 + communicator.rank
-    gathered = communicator.all_gather(values).wait()
-    for rank in range(communicator.size):
-        assert (gathered[rank] == np.arange(count, dtype=np.float32) % 1000 + rank).all()
-    del gathered
+def large_sums_of_odd_length_are_whole(communicator):
+    values = np.arange(5_000_003, dtype=np.float32) % 1000 + communicator.rank
     communicator.all_reduce(values).wait()
     size = communicator.size
-    expected = (np.arange(count, dtype=np.float32) % 1000) * size + size * (size - 1) // 2
+    expected = (np.arange(5_000_003, dtype=np.float32) % 1000) * size + size * (size - 1) // 2
     assert (values == expected).all()
-    values += communicator.rank
-    communicator.broadcast(values, size - 1).wait()
-    assert (values == expected + (size - 1)).all()
+
+
+@contract
+def large_copies_of_odd_length_are_whole(communicator):
+    count = 67_200_003  # a little more than one piece
+    values = np.full(count, communicator.rank, np.uint8)
+    values[[0, 2**26 - 1, 2**26, -1]] += 100
+    gathered = communicator.all_gather(values).wait()
+    communicator.broadcast(values, communicator.size - 1).wait()
+    assert (gathered[-1] == values).all()
+    for rank in range(communicator.size):
+        assert gathered[rank, [0, 2**26 - 1, 2**26, -1]].tolist() == [rank + 100] * 4
+        assert int(gathered[rank].sum()) == count * rank + 400
 
 
 @contract

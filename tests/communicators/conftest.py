@@ -1,6 +1,5 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(
-    0, str(Path(__file__).parent)
-)  # for communicator_contract, whatever the import mode
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]  # communicator_contract, launching
