@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from distopt.backend import Array, device_of
+from distopt.ops.kernels.convpool import fused
 from distopt.ops.kernels.stages import Context, Kernel, Saved, Stage
 
 __all__ = ["Chain", "Pass"]
 
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 3 << 20
 
 
 class Chain:
@@ -80,10 +81,10 @@ class Pass:
             raise ValueError(
                 f"got parameters for {len(parameters)} stages, there are {len(stages)}."
             )
-        self._parameters = [*parameters, *[()] * (len(stages) - len(parameters))]
+        parameters = [*parameters, *[()] * (len(stages) - len(parameters))]
         self._device = device_of(x)
         self._saved: list[list[Saved]] | None = [] if keep else None
-        self._bind(stages, x)
+        self._bind(*fused(stages, parameters), x)
         self.output = self._forward(x)
 
     def backward(
@@ -129,26 +130,29 @@ class Pass:
             self._kernels, self._saved = [], None
         return dx, gradients
 
-    def _bind(self, stages: Sequence[Stage], x: Array) -> None:
+    def _bind(
+        self, stages: Sequence[Stage], parameters: Sequence[Sequence[Array]], x: Array
+    ) -> None:
         shape = x.shape[1:]
         shapes = [shape]
         most = 1
-        for stage, parameters in zip(stages, self._parameters, strict=True):
-            for array in parameters:
+        for stage, arrays in zip(stages, parameters, strict=True):
+            for array in arrays:
                 if array.dtype != x.dtype:
                     raise ValueError(
                         f"a parameter of shape {array.shape} is {array.dtype.name}, "
                         f"the images are {x.dtype.name}. They must agree."
                     )
-            after = stage.output_shape(shapes[-1], parameters)
-            most = max(most, stage.bytes_per_image(shapes[-1], parameters, x.dtype.itemsize))
+            after = stage.output_shape(shapes[-1], arrays)
+            most = max(most, stage.bytes_per_image(shapes[-1], arrays, x.dtype.itemsize))
             shapes.append(after)
         # A GPU wants all the work at once.
-        self._piece = len(x) if self._device.kind == "cuda" else max(1, _PIECE_BYTES // most)
+        fitting = len(x) if self._device.kind == "cuda" else _PIECE_BYTES // most
+        self._piece = max(1, min(len(x), fitting))
         self._shapes = shapes
         self._kernels: list[Kernel] = [
-            stage.bind(Context(before, x.dtype, self._device, self._piece), parameters)
-            for stage, before, parameters in zip(stages, shapes[:-1], self._parameters, strict=True)
+            stage.bind(Context(before, x.dtype, self._device, self._piece), arrays)
+            for stage, before, arrays in zip(stages, shapes[:-1], parameters, strict=True)
         ]
 
     def _forward(self, x: Array) -> Array:

@@ -151,7 +151,7 @@ class _Reach(NamedTuple):
 def _reach(line: Axis, place: int) -> _Reach:
     """Return what one place of the window reads along an axis."""
     shift, phase = divmod(place - line.before, line.stride)
-    length = max(0, -(-(line.size - phase) // line.stride))
+    length = line.length_of_phase(phase)
     first = max(0, -shift)
     last = max(first, min(line.out, length - shift))
     is_whole = first + shift == 0 and last + shift == length
