@@ -61,33 +61,30 @@ class _ConvolutionMaxPoolKernel:
         self._sum = Sum(context, self._weights.shape)
         self._tail = BiasRelu(context, parameters[1:], relu)
 
-    def forward(self, x: Array, out: Array | None, keep: bool) -> tuple[Array, Saved]:
-        n, device = len(x), self._context.device
-        phases, planes = self._phases(n)
+    def forward(self, x: Array, y: Array, keep: bool) -> Saved:
+        phases, planes = self._phases(len(x))
         self._xp.matmul(self._patches.gather(x)[None], self._weights, out=phases)
-        shape = (n, *(line.out for line in self._pool_axes), self._shape[3])
-        y = device.empty(shape, self._context.dtype) if out is None else out
-        codes = device.empty(shape, self._taps.code_dtype) if keep else None
+        codes = self._scratch.fresh("codes", y.shape, self._taps.code_dtype) if keep else None
         self._taps.maximum(planes, y, codes)
         self._tail.forward(y)
-        return y, () if codes is None else (x, y, codes)
+        return () if codes is None else (x, y, codes)
 
-    def backward(self, dy: Array, saved: Saved, input_gradient: bool) -> Array | None:
+    def backward(self, dy: Array, saved: Saved, dx: Array | None) -> None:
         x, y, codes = saved
         phases, planes = self._phases(len(x))
         if not self._taps.fills_planes or sum(p.size for p in planes.values()) < phases.size:
             phases.fill(0)
         self._taps.to_maximum(self._tail.backward(dy, y), codes, planes)
         self._sum.add_product(self._patches.gather(x).T[None], phases)
-        if not input_gradient:
-            return None
+        if dx is None:
+            return
         spread = self._patches.empty(len(x))
         part = self._scratch.take("part", spread.shape)
         self._xp.matmul(phases[0], self._weights[0].T, out=spread)
         for phase, weights in zip(phases[1:], self._weights[1:], strict=True):
             self._xp.matmul(phase, weights.T, out=part)
             spread += part
-        return self._patches.fold(spread, len(x))
+        self._patches.fold(spread, dx)
 
     def parameter_gradients(self) -> list[Array]:
         sums = self._sum.result().reshape(self._patch_shape)
