@@ -72,7 +72,7 @@ class Convolution:
         """Return the size of one image's patches or tiles, and of its result."""
         rows, columns = self.axes(shape, parameters)
         _, _, depth, outputs = parameters[0].shape
-        if self._is_winograd(parameters):
+        if self.is_winograd(parameters):
             tiles = -(-rows.out // TILE) * -(-columns.out // TILE)
             return tiles * (TILE + rows.window - 1) ** 2 * 2 * (depth + outputs) * itemsize
         patch = rows.window * columns.window * depth
@@ -81,10 +81,11 @@ class Convolution:
     def bind(self, context: Context, parameters: Sequence[Array]) -> Kernel:
         """Return a kernel for this shape and dtype and these parameter values."""
         rows, columns = self.axes(context.shape, parameters)
-        kind = WinogradKernel if self._is_winograd(parameters) else Im2colKernel
+        kind = WinogradKernel if self.is_winograd(parameters) else Im2colKernel
         return kind(context, rows, columns, parameters, self.relu)
 
-    def _is_winograd(self, parameters: Sequence[Array]) -> bool:
+    def is_winograd(self, parameters: Sequence[Array]) -> bool:
+        """Return whether the filter goes through Winograd's transforms."""
         rows, columns, depth, outputs = parameters[0].shape
         return (
             pair(self.strides) == (1, 1)

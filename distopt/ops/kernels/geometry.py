@@ -36,6 +36,10 @@ class Axis(NamedTuple):
         """Positions from the first that a window covers to the last, padding included."""
         return (self.out - 1) * self.stride + self.window if self.out else 0
 
+    def length_of_phase(self, phase: int) -> int:
+        """Return the number of inputs whose position is `phase` modulo the stride."""
+        return max(0, -(-(self.size - phase) // self.stride))
+
 
 def axis(size: int, window: int, stride: int, padding: Padding) -> Axis:
     """Return the geometry of an axis, as TensorFlow defines it.

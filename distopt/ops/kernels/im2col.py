@@ -54,16 +54,14 @@ class Patches:
 
     def empty(self, n: int) -> Array:
         """Return memory for the patches of n images; what `gather` gave last is lost."""
-        shape = (n * self.rows.out * self.columns.out, self._depth)
-        if self._is_identity:
-            return self._context.device.empty(shape, self._context.dtype)
-        return self._scratch.take("patches", shape)
+        return self._scratch.take("patches", (n * self.rows.out * self.columns.out, self._depth))
 
-    def fold(self, patches: Array, n: int) -> Array:
-        """Return [n, H, W, C]: each input's sum over the patches that hold it."""
-        rows, columns, channels = self.rows, self.columns, self._channels
+    def fold(self, patches: Array, dx: Array) -> None:
+        """Write to dx [n, H, W, C] each input's sum over the patches that hold it."""
+        rows, columns, channels, n = self.rows, self.columns, self._channels, len(dx)
         if self._is_identity:
-            return patches.reshape(n, rows.out, columns.out, channels)
+            dx[...] = patches.reshape(dx.shape)
+            return
         patches = patches.reshape(n, rows.out, columns.out, rows.window, columns.window, channels)
         padded = self._scratch.take("folded", (n, rows.covered, columns.covered, channels))
         padded.fill(0)
@@ -73,7 +71,6 @@ class Patches:
                 last_column = j + columns.stride * (columns.out - 1) + 1
                 target = padded[:, i : last_row : rows.stride, j : last_column : columns.stride]
                 target += patches[:, :, :, i, j]
-        dx = self._context.device.empty((n, rows.size, columns.size, channels), padded.dtype)
         if self._height < rows.size or self._width < columns.size:
             dx.fill(0)  # inputs that no window covers
         dx[:, : self._height, : self._width] = padded[
@@ -81,7 +78,6 @@ class Patches:
             rows.before : rows.before + self._height,
             columns.before : columns.before + self._width,
         ]
-        return dx
 
     def _padded_input(self) -> tuple[Array, Array]:
         """Return where images go among zeros, and the view of that as overlapping windows."""
@@ -113,34 +109,28 @@ class Im2colKernel:
     def __init__(
         self, context: Context, rows: Axis, columns: Axis, parameters: Sequence[Array], relu: bool
     ) -> None:
-        self._context = context
-        self._scratch = Scratch(context)
-        self._patches = Patches(context, rows, columns, self._scratch)
+        self._matmul = context.device.xp.matmul
+        self._patches = Patches(context, rows, columns, Scratch(context))
         self._shape = parameters[0].shape
         self._weights = parameters[0].reshape(-1, self._shape[3])
         self._sum = Sum(context, self._weights.shape)
         self._tail = BiasRelu(context, parameters[1:], relu)
 
-    def forward(self, x: Array, out: Array | None, keep: bool) -> tuple[Array, Saved]:
+    def forward(self, x: Array, y: Array, keep: bool) -> Saved:
         """Compute one piece; see `Kernel.forward`."""
-        outputs = self._shape[3]
-        shape = (len(x), self._patches.rows.out, self._patches.columns.out, outputs)
-        y = self._context.device.empty(shape, self._context.dtype) if out is None else out
-        matmul = self._context.device.xp.matmul
-        matmul(self._patches.gather(x), self._weights, out=y.reshape(-1, outputs))
+        self._matmul(self._patches.gather(x), self._weights, out=y.reshape(-1, y.shape[3]))
         self._tail.forward(y)
-        return y, (x, y) if keep else ()
+        return (x, y) if keep else ()
 
-    def backward(self, dy: Array, saved: Saved, input_gradient: bool) -> Array | None:
+    def backward(self, dy: Array, saved: Saved, dx: Array | None) -> None:
         """Go back through one piece; see `Kernel.backward`."""
         x, y = saved
         gradient = self._tail.backward(dy, y).reshape(-1, self._shape[3])
         self._sum.add_product(self._patches.gather(x).T, gradient)
-        if not input_gradient:
-            return None
-        spread = self._patches.empty(len(x))
-        self._context.device.xp.matmul(gradient, self._weights.T, out=spread)
-        return self._patches.fold(spread, len(x))
+        if dx is not None:
+            spread = self._patches.empty(len(x))
+            self._matmul(gradient, self._weights.T, out=spread)
+            self._patches.fold(spread, dx)
 
     def parameter_gradients(self) -> list[Array]:
         """Return [dw] or [dw, db]; see `Kernel.parameter_gradients`."""

@@ -20,7 +20,7 @@ __all__ = ["LocalResponseNormalization"]
 
 class _LrnKernel:
     def __init__(self, context: Context, stage: LocalResponseNormalization) -> None:
-        self._context, self._stage = context, stage
+        self._stage = stage
         self._xp = context.device.xp
         self._scratch = Scratch(context)
         channels = np.arange(context.shape[2])
@@ -28,24 +28,23 @@ class _LrnKernel:
         self._band = context.device.asarray(stage.alpha * band, context.dtype)
         self._adjoint = context.device.asarray(2 * stage.alpha * stage.beta * band, context.dtype)
 
-    def forward(self, x: Array, out: Array | None, keep: bool) -> tuple[Array, Saved]:
-        xp, device, dtype = self._xp, self._context.device, self._context.dtype
+    def forward(self, x: Array, y: Array, keep: bool) -> Saved:
+        xp = self._xp
         flat = (x.size // x.shape[3], x.shape[3])
         square = xp.multiply(x, x, out=self._scratch.take("square", x.shape))
         # The base s and its power s^beta; the gradient needs both.
-        base = device.empty(flat, dtype) if keep else self._scratch.take("base", flat)
-        power = device.empty(flat, dtype) if keep else self._scratch.take("power", flat)
+        reserve = self._scratch.fresh if keep else self._scratch.take
+        base, power = reserve("base", flat), reserve("power", flat)
         xp.matmul(square.reshape(flat), self._band, out=base)
         base += self._stage.bias
         self._raise(base, power)
-        y = device.empty(x.shape, dtype) if out is None else out
         xp.divide(x, power.reshape(x.shape), out=y)
-        return y, (x, y, base, power) if keep else ()
+        return (x, y, base, power) if keep else ()
 
-    def backward(self, dy: Array, saved: Saved, input_gradient: bool) -> Array | None:
-        """Return dx = dy / s^beta - x * (2 alpha beta) * band(dy * y / s)."""
-        if not input_gradient:
-            return None
+    def backward(self, dy: Array, saved: Saved, dx: Array | None) -> None:
+        """Write dx = dy / s^beta - x * (2 alpha beta) * band(dy * y / s)."""
+        if dx is None:
+            return
         xp = self._xp
         x, y, base, power = saved
         flat = base.shape
@@ -54,10 +53,8 @@ class _LrnKernel:
         around = self._scratch.take("around", flat)
         xp.matmul(share, self._adjoint, out=around)
         around *= x.reshape(flat)
-        dx = self._context.device.empty(x.shape, self._context.dtype)
         xp.divide(dy, power.reshape(x.shape), out=dx)
         dx -= around.reshape(x.shape)
-        return dx
 
     def parameter_gradients(self) -> list[Array]:
         return []

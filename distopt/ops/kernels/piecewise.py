@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from distopt.backend import Array, device_of
-from distopt.ops.kernels.stages import Context, Kernel, Saved, Stage
+from distopt.ops.kernels.convpool import fused
+from distopt.ops.kernels.stages import Context, Kernel, Saved, Scratch, Stage
 
 __all__ = ["Chain", "Pass"]
 
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 3 << 20
 
 
 class Chain:
@@ -80,10 +81,10 @@ class Pass:
             raise ValueError(
                 f"got parameters for {len(parameters)} stages, there are {len(stages)}."
             )
-        self._parameters = [*parameters, *[()] * (len(stages) - len(parameters))]
+        parameters = [*parameters, *[()] * (len(stages) - len(parameters))]
         self._device = device_of(x)
         self._saved: list[list[Saved]] | None = [] if keep else None
-        self._bind(stages, x)
+        self._bind(*fused(stages, parameters), x)
         self.output = self._forward(x)
 
     def backward(
@@ -100,7 +101,7 @@ class Pass:
             input_gradient: whether the gradient of x is wanted; the first stage is cheaper without.
             out: where parameter gradients are written (a gradient arena's views), in the order of
                 the parameters; None or missing for a new array.
-            keep: whether `backward` will be called again; without, memory goes back on the way.
+            keep: whether `backward` will be called again; without, memory goes back now.
 
         Returns:
             The gradient of x, or None, and those of all parameters, stage by stage.
@@ -119,67 +120,80 @@ class Pass:
                 f"the output's gradient has shape {dy.shape}, the output {self.output.shape}."
             )
         saved = self._saved
-        dx = self._backward(self._device.xp.ascontiguousarray(dy), saved, input_gradient, keep)
+        dx = self._backward(self._device.xp.ascontiguousarray(dy), saved, input_gradient)
         gradients = [g for kernel in self._kernels for g in kernel.parameter_gradients()]
         for position, (gradient, target) in enumerate(zip(gradients, out, strict=False)):
             if target is not None:
                 target[...] = gradient
                 gradients[position] = target
         if not keep:
-            self._kernels, self._saved = [], None
+            self._kernels, self._between, self._saved = [], [], None
         return dx, gradients
 
-    def _bind(self, stages: Sequence[Stage], x: Array) -> None:
+    def _bind(
+        self, stages: Sequence[Stage], parameters: Sequence[Sequence[Array]], x: Array
+    ) -> None:
         shape = x.shape[1:]
         shapes = [shape]
         most = 1
-        for stage, parameters in zip(stages, self._parameters, strict=True):
-            for array in parameters:
+        for stage, arrays in zip(stages, parameters, strict=True):
+            for array in arrays:
                 if array.dtype != x.dtype:
                     raise ValueError(
                         f"a parameter of shape {array.shape} is {array.dtype.name}, "
                         f"the images are {x.dtype.name}. They must agree."
                     )
-            after = stage.output_shape(shapes[-1], parameters)
-            most = max(most, stage.bytes_per_image(shapes[-1], parameters, x.dtype.itemsize))
+            after = stage.output_shape(shapes[-1], arrays)
+            most = max(most, stage.bytes_per_image(shapes[-1], arrays, x.dtype.itemsize))
             shapes.append(after)
         # A GPU wants all the work at once.
-        self._piece = len(x) if self._device.kind == "cuda" else max(1, _PIECE_BYTES // most)
-        self._shapes = shapes
-        self._kernels: list[Kernel] = [
-            stage.bind(Context(before, x.dtype, self._device, self._piece), parameters)
-            for stage, before, parameters in zip(stages, shapes[:-1], self._parameters, strict=True)
+        fitting = len(x) if self._device.kind == "cuda" else _PIECE_BYTES // most
+        self._piece = max(1, min(len(x), fitting))
+        pieces = max(1, -(-len(x) // self._piece))
+        contexts = [
+            Context(before, x.dtype, self._device, self._piece, pieces) for before in shapes
         ]
+        self._kernels: list[Kernel] = [
+            stage.bind(context, arrays)
+            for stage, context, arrays in zip(stages, contexts, parameters, strict=False)
+        ]
+        # What lies between the stages: between number i - 1 and number i the i-th.
+        self._between = [Scratch(context) for context in contexts]
+        self._shapes = shapes
 
     def _forward(self, x: Array) -> Array:
         output = self._device.empty((len(x), *self._shapes[-1]), x.dtype)
-        last = len(self._kernels) - 1
+        keep = self._saved is not None
+        last = len(self._kernels)
         for start in range(0, len(x), self._piece):
-            stop = min(start + self._piece, len(x))
-            part = x[start:stop]
+            part = x[start : start + self._piece]
             saved: list[Saved] = []
-            for number, kernel in enumerate(self._kernels):
-                out = output[start:stop] if number == last else None
-                part, kept = kernel.forward(part, out, self._saved is not None)
-                saved.append(kept)
+            for number, kernel in enumerate(self._kernels, 1):
+                if number == last:
+                    y = output[start : start + self._piece]
+                else:
+                    scratch = self._between[number]
+                    reserve = scratch.fresh if keep else scratch.take
+                    y = reserve("values", (len(part), *self._shapes[number]))
+                saved.append(kernel.forward(part, y, keep))
+                part = y
             if self._saved is not None:
                 self._saved.append(saved)
         return output
 
-    def _backward(
-        self, dy: Array, saved: list[list[Saved]], input_gradient: bool, keep: bool
-    ) -> Array | None:
+    def _backward(self, dy: Array, saved: list[list[Saved]], input_gradient: bool) -> Array | None:
         shape = (len(dy), *self._shapes[0])
-        dx = self._device.empty(shape, dy.dtype) if input_gradient else None
+        whole = self._device.empty(shape, dy.dtype) if input_gradient else None
         for piece, kept in enumerate(saved):
-            start = piece * self._piece
-            part: Array | None = dy[start : start + self._piece]
+            inside = slice(piece * self._piece, (piece + 1) * self._piece)
+            part = dy[inside]
             for number in reversed(range(len(self._kernels))):
-                assert part is not None
-                wanted = input_gradient or number > 0
-                part = self._kernels[number].backward(part, kept[number], wanted)
-            if dx is not None and part is not None:
-                dx[start : start + len(part)] = part
-            if not keep:
-                kept.clear()
-        return dx
+                if number > 0:
+                    shape = (len(part), *self._shapes[number])
+                    dx = self._between[number].take("gradient", shape)
+                else:
+                    dx = whole if whole is None else whole[inside]
+                self._kernels[number].backward(part, kept[number], dx)
+                if dx is not None:
+                    part = dx
+        return whole

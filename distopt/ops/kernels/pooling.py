@@ -151,7 +151,7 @@ class _Reach(NamedTuple):
 def _reach(line: Axis, place: int) -> _Reach:
     """Return what one place of the window reads along an axis."""
     shift, phase = divmod(place - line.before, line.stride)
-    length = max(0, -(-(line.size - phase) // line.stride))
+    length = line.length_of_phase(phase)
     first = max(0, -shift)
     last = max(first, min(line.out, length - shift))
     is_whole = first + shift == 0 and last + shift == length
@@ -165,16 +165,11 @@ class _Pool:
         self._context = context
         self._scratch = Scratch(context)
         self._taps = Taps(rows, columns, self._scratch, context.device.xp)
-        self._out = (rows.out, columns.out, context.shape[2])
 
-    def _output(self, n: int, out: Array | None) -> Array:
-        if out is not None:
-            return out
-        return self._context.device.empty((n, *self._out), self._context.dtype)
-
-    def _gradient(self, n: int) -> Array:
-        make = self._context.device.empty if self._taps.fills_planes else self._context.device.zeros
-        return make((n, *self._context.shape), self._context.dtype)
+    def _gradient_planes(self, dx: Array) -> Planes:
+        if not self._taps.fills_planes:
+            dx.fill(0)
+        return self._taps.views(dx)
 
     def parameter_gradients(self) -> list[Array]:
         """Return nothing: pooling has no parameters."""
@@ -182,18 +177,14 @@ class _Pool:
 
 
 class _MaxPoolKernel(_Pool):
-    def forward(self, x: Array, out: Array | None, keep: bool) -> tuple[Array, Saved]:
-        y = self._output(len(x), out)
-        codes = self._context.device.empty(y.shape, self._taps.code_dtype) if keep else None
+    def forward(self, x: Array, y: Array, keep: bool) -> Saved:
+        codes = self._scratch.fresh("codes", y.shape, self._taps.code_dtype) if keep else None
         self._taps.maximum(self._taps.views(x), y, codes)
-        return y, () if codes is None else (codes,)
+        return () if codes is None else (codes,)
 
-    def backward(self, dy: Array, saved: Saved, input_gradient: bool) -> Array | None:
-        if not input_gradient:
-            return None
-        dx = self._gradient(len(dy))
-        self._taps.to_maximum(dy, saved[0], self._taps.views(dx))
-        return dx
+    def backward(self, dy: Array, saved: Saved, dx: Array | None) -> None:
+        if dx is not None:
+            self._taps.to_maximum(dy, saved[0], self._gradient_planes(dx))
 
 
 class _AveragePoolKernel(_Pool):
@@ -202,20 +193,16 @@ class _AveragePoolKernel(_Pool):
         counts = np.outer(_counts(rows), _counts(columns))[:, :, None]
         self._shares = context.device.asarray(1.0 / counts, context.dtype)
 
-    def forward(self, x: Array, out: Array | None, keep: bool) -> tuple[Array, Saved]:
-        y = self._output(len(x), out)
+    def forward(self, x: Array, y: Array, keep: bool) -> Saved:
         self._taps.total(self._taps.views(x), y)
         y *= self._shares
-        return y, ()
+        return ()
 
-    def backward(self, dy: Array, saved: Saved, input_gradient: bool) -> Array | None:
-        if not input_gradient:
-            return None
-        dx = self._gradient(len(dy))
-        share = self._scratch.take("share", dy.shape)
-        self._context.device.xp.multiply(dy, self._shares, out=share)
-        self._taps.to_all(share, self._taps.views(dx))
-        return dx
+    def backward(self, dy: Array, saved: Saved, dx: Array | None) -> None:
+        if dx is not None:
+            share = self._scratch.take("share", dy.shape)
+            self._context.device.xp.multiply(dy, self._shares, out=share)
+            self._taps.to_all(share, self._gradient_planes(dx))
 
 
 def _counts(line: Axis) -> Array:

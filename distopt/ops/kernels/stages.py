@@ -30,33 +30,38 @@ class Context(NamedTuple):
         shape: height, width and channels of its input.
         dtype: float32 or float64.
         device: where the arrays are.
-        piece: the largest number of images it will be given at a time.
+        piece: the largest number of images it will be given at a time; the first piece has it.
+        pieces: how many pieces there will be.
     """
 
     shape: Shape
     dtype: Any
     device: Device
     piece: int
+    pieces: int
 
 
 class Kernel(Protocol):
     """A stage bound to a shape, a dtype and parameters; computes a few images at a time."""
 
-    def forward(self, x: Array, out: Array | None, keep: bool) -> tuple[Array, Saved]:
+    def forward(self, x: Array, y: Array, keep: bool) -> Saved:
         """Compute one piece.
 
         Args:
-            x: [n, H, W, C], contiguous, n at most `Context.piece`. Not modified, and not kept
-                unless the returned tuple holds it.
-            out: where the result goes, contiguous; None for a new array.
-            keep: whether `backward` will be called; without, the tuple is empty.
+            x: [n, H, W, C], contiguous, n at most `Context.piece`. Not modified.
+            y: where the result goes, contiguous.
+            keep: whether `backward` will be called; without, the result is empty. With it, x
+                and y do not change until then.
         """
         ...
 
-    def backward(self, dy: Array, saved: Saved, input_gradient: bool) -> Array | None:
-        """Add one piece's parameter gradients to the sums so far; return dx if it is asked for.
+    def backward(self, dy: Array, saved: Saved, dx: Array | None) -> None:
+        """Add one piece's parameter gradients to the sums so far.
 
-        `dy` is contiguous and is not modified.
+        Args:
+            dy: the gradient of y, contiguous. Not modified.
+            saved: what `forward` returned for this piece.
+            dx: where the gradient of x goes, contiguous; None if it is not wanted.
         """
         ...
 
@@ -82,11 +87,12 @@ class Stage(Protocol):
 
 
 class Scratch:
-    """Named working arrays of one kernel; each is allocated once and used for every piece."""
+    """Named working arrays of one kernel, which are asked for once and used for every piece."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._flat: dict[str, Array] = {}
+        self._used: dict[str, int] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: Any = None) -> Array:
         """Return a contiguous array of any values: the memory of the last call of this name."""
@@ -96,6 +102,18 @@ class Scratch:
             flat = self._context.device.empty(count, dtype or self._context.dtype)
             self._flat[name] = flat
         return flat[:count].reshape(shape)
+
+    def fresh(self, name: str, shape: tuple[int, ...], dtype: Any = None) -> Array:
+        """Return a contiguous array that no later call returns, for what a piece keeps."""
+        count = math.prod(shape)
+        step = -(-count // 64) * 64
+        flat, used = self._flat.get(name), self._used.get(name, 0)
+        if flat is None or used + step > flat.size:
+            size = step * self._context.pieces
+            flat = self._context.device.empty(size, dtype or self._context.dtype)
+            self._flat[name], used = flat, 0
+        self._used[name] = used + step
+        return flat[used : used + count].reshape(shape)
 
     def zeros(self, name: str, shape: tuple[int, ...]) -> Array:
         """Return a contiguous array that was zero at first; what is written to it stays there."""

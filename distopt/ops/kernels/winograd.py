@@ -123,29 +123,24 @@ class WinogradKernel:
         self._tail = BiasRelu(context, parameters[1:], relu)
         self._inside, self._tile_view = self._padded_input()
 
-    def forward(self, x: Array, out: Array | None, keep: bool) -> tuple[Array, Saved]:
+    def forward(self, x: Array, y: Array, keep: bool) -> Saved:
         """Compute one piece; see `Kernel.forward`."""
         n, xp, places = len(x), self._xp, self._tile * self._tile
         tiles = self._gather(x)
         count = n * self._tiles[0] * self._tiles[1]
-        shape = (places, count * self._depth)
-        if keep:
-            analysed = self._context.device.empty(shape, self._context.dtype)
-        else:
-            analysed = self._scratch.take("analysed", shape)
+        reserve = self._scratch.fresh if keep else self._scratch.take
+        analysed = reserve("analysed", (places, count * self._depth))
         xp.matmul(self._analysis, tiles, out=analysed)
         analysed = analysed.reshape(places, count, self._depth)
         products = self._scratch.take("products", (places, count, self._outputs))
         xp.matmul(analysed, self._products, out=products)
         results = self._scratch.take("results", (TILE * TILE, count * self._outputs))
         xp.matmul(self._synthesis, products.reshape(places, -1), out=results)
-        shape = (n, self._rows.out, self._columns.out, self._outputs)
-        y = self._context.device.empty(shape, self._context.dtype) if out is None else out
         self._scatter(results, y)
         self._tail.forward(y)
-        return y, (analysed, y) if keep else ()
+        return (analysed, y) if keep else ()
 
-    def backward(self, dy: Array, saved: Saved, input_gradient: bool) -> Array | None:
+    def backward(self, dy: Array, saved: Saved, dx: Array | None) -> None:
         """Go back through one piece; see `Kernel.backward`."""
         analysed, y = saved
         n, xp, places = len(dy), self._xp, self._tile * self._tile
@@ -155,15 +150,15 @@ class WinogradKernel:
         xp.matmul(self._synthesis_adjoint, results, out=products)
         products = products.reshape(places, count, self._outputs)
         self._sum.add_product(analysed.transpose(0, 2, 1), products)
-        if not input_gradient:
-            return None
+        if dx is None:
+            return
         if self._products_adjoint is None:
             self._products_adjoint = xp.ascontiguousarray(self._products.transpose(0, 2, 1))
-        gradient = self._scratch.take("analysed", (places, count, self._depth))
+        gradient = self._scratch.take("analysed gradient", (places, count, self._depth))
         xp.matmul(products, self._products_adjoint, out=gradient)
         tiles = self._scratch.take("tiles", (places, count * self._depth))
         xp.matmul(self._analysis_adjoint, gradient.reshape(places, -1), out=tiles)
-        return self._fold(tiles, n)
+        self._fold(tiles, dx)
 
     def parameter_gradients(self) -> list[Array]:
         """Return [dw] or [dw, db]; see `Kernel.parameter_gradients`."""
@@ -198,28 +193,30 @@ class WinogradKernel:
         self._xp.copyto(tiles, self._tile_view[:, :, :n])
         return tiles.reshape(tile * tile, -1)
 
-    def _fold(self, tiles: Array, n: int) -> Array:
-        """Add overlapping tiles up to [n, H, W, C]: the adjoint of `_gather`."""
-        tile, (down, across), depth = self._tile, self._tiles, self._depth
-        tiles = tiles.reshape(tile, tile, n, down, across, depth).transpose(2, 3, 0, 4, 1, 5)
+    def _fold(self, tiles: Array, dx: Array) -> None:
+        """Add overlapping tiles up to dx [n, H, W, C]: the adjoint of `_gather`."""
+        n, tile, (down, across), depth = len(dx), self._tile, self._tiles, self._depth
+        tiles = tiles.reshape(tile, tile, n, down, across, depth)
         parts = -(-tile // TILE)  # a tile reaches into this many of the TILE-sized blocks per axis
+        # Place in the block first: so the sums run over whole rows of tiles.
         blocks = self._scratch.take(
-            "blocks", (n, down + parts - 1, TILE, across + parts - 1, TILE, depth)
+            "blocks", (TILE, TILE, n, down + parts - 1, across + parts - 1, depth)
         )
         blocks.fill(0)
         for a in range(parts):
             rows = slice(a * TILE, min(tile, (a + 1) * TILE))
             for b in range(parts):
                 columns = slice(b * TILE, min(tile, (b + 1) * TILE))
-                part = tiles[:, :, rows, :, columns]
-                target = blocks[:, a : a + down, : part.shape[2], b : b + across, : part.shape[4]]
+                part = tiles[rows, columns]
+                target = blocks[: len(part), : part.shape[1], :, a : a + down, b : b + across]
                 target += part
-        padded = blocks.reshape(n, (down + parts - 1) * TILE, (across + parts - 1) * TILE, depth)
+        padded = self._scratch.take(
+            "sums", (n, (down + parts - 1) * TILE, (across + parts - 1) * TILE, depth)
+        )
+        images = blocks.transpose(2, 3, 0, 4, 1, 5)
+        self._xp.copyto(padded.reshape(images.shape), images)
         top, left = self._rows.before, self._columns.before
-        shape = (n, self._rows.size, self._columns.size, depth)
-        dx = self._context.device.empty(shape, self._context.dtype)
-        self._xp.copyto(dx, padded[:, top : top + shape[1], left : left + shape[2]])
-        return dx
+        self._xp.copyto(dx, padded[:, top : top + dx.shape[1], left : left + dx.shape[2]])
 
     def _scatter(self, results: Array, y: Array) -> None:
         """Copy disjoint tiles [m * m, n * tile rows * tile columns * K] to y [n, H, W, K]."""
