@@ -1,1 +1,64 @@
-"""distopt: exact data-parallel training for NumPy and CuPy over MPI."""
+"""distopt: exact data-parallel training for NumPy and CuPy over MPI.
+
+Every replica computes the gradients of its part of the global batch, an aggregator sums them over all
+ranks, and an optimizer in the TensorFlow tradition applies them. See `docs/design.md`.
+"""
+
+from distopt import (
+    aggregators,
+    backend,
+    constraints,
+    data,
+    errors,
+    initializers,
+    layers,
+    ops,
+    optimizers,
+    regularizers,
+    schedules,
+    scopes,
+    transforms,
+)
+from distopt.aggregators import AllReduce, Ticket
+from distopt.backend import Device
+from distopt.communicators import connect
+from distopt.optimizers import Adam, ExponentialMovingAverage, GradientDescent, Momentum, Optimizer
+from distopt.scopes import get_variable, variable_scope
+from distopt.tape import GradientTape, Tensor, gradients, primitive
+from distopt.variables import Arena, IndexedSlices, Variable
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adam",
+    "AllReduce",
+    "Arena",
+    "Device",
+    "ExponentialMovingAverage",
+    "GradientDescent",
+    "GradientTape",
+    "IndexedSlices",
+    "Momentum",
+    "Optimizer",
+    "Tensor",
+    "Ticket",
+    "Variable",
+    "aggregators",
+    "backend",
+    "connect",
+    "constraints",
+    "data",
+    "errors",
+    "get_variable",
+    "gradients",
+    "initializers",
+    "layers",
+    "ops",
+    "optimizers",
+    "primitive",
+    "regularizers",
+    "schedules",
+    "scopes",
+    "transforms",
+    "variable_scope",
+]

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal, TypeAlias
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 # NumPy's type for the type checker; CuPy's arrays behave alike.
-Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 _POOLED_FROM_BYTES = 32 * 1024  # malloc is good below; above, every new page costs a fault
 _PAGE = 4096
@@ -163,7 +163,7 @@ class Device:
         return np if self.kind == "cpu" else _cupy()
 
     @contextlib.contextmanager
-    def activate(self) -> Iterator[None]:
+    def activate(self) -> Generator[None]:
         """Make this the device on which new arrays are made, in this thread."""
         before = current_device()
         _current.device = self

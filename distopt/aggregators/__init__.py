@@ -1,0 +1,8 @@
+"""Aggregators: local gradient sums in, identical global gradients out."""
+
+from distopt.aggregators.aggregator import Aggregator, GradientAggregator, Pair
+from distopt.aggregators.allreduce import AllReduce
+from distopt.aggregators.replicas import combine_replicas
+from distopt.aggregators.ticket import Ticket
+
+__all__ = ["Aggregator", "AllReduce", "GradientAggregator", "Pair", "Ticket", "combine_replicas"]

@@ -1,0 +1,103 @@
+"""Reduce the gradients of variables outside an arena: dense ones packed, sparse ones as rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from distopt.aggregators.aggregator import Pair
+from distopt.backend import Array, namespace
+from distopt.communicators import Communicator
+from distopt.variables import IndexedSlices, Variable
+
+__all__ = ["reduce_loose"]
+
+
+def reduce_loose(
+    communicator: Communicator, given: list[Pair], presence: Array, divisor: float | None
+) -> list[Pair]:
+    """Return all pairs with global gradients; those of arena variables are their arena views.
+
+    Args:
+        communicator: over whose ranks.
+        given: this rank's pairs, the same variables in the same order on every rank.
+        presence: [2, pairs]: on how many ranks a variable has a gradient, and how many of these are
+            IndexedSlices.
+        divisor: what to divide sums by; None not to.
+    """
+    kinds = [_kind(v, int(presence[0, i]), int(presence[1, i])) for i, (_, v) in enumerate(given)]
+    dense = [i for i, kind in enumerate(kinds) if kind == "dense"]
+    found: dict[int, Any] = {}
+    for dtype in sorted({given[i][1].dtype.str for i in dense}):
+        members = [i for i in dense if given[i][1].dtype.str == dtype]
+        found.update(_reduce_packed(communicator, given, members, divisor))
+    for i, kind in enumerate(kinds):
+        if kind == "sparse":
+            found[i] = _gather_rows(communicator, *given[i], divisor)
+        elif kind == "arena":
+            found[i] = given[i][1].gradient
+    return [(found.get(i), variable) for i, (_, variable) in enumerate(given)]
+
+
+def _kind(variable: Variable, present: int, sparse: int) -> str:
+    if present == 0:
+        return "none"
+    if variable.slab is not None:
+        return "arena"
+    # Rows are kept only when no rank has a dense gradient of the variable.
+    return "sparse" if sparse == present else "dense"
+
+
+def _reduce_packed(
+    communicator: Communicator, given: list[Pair], members: list[int], divisor: float | None
+) -> dict[int, Array]:
+    """Sum the gradients of several variables of one dtype as one array."""
+    first = given[members[0]][1]
+    sizes = [given[i][1].size for i in members]
+    flat = first.device.zeros(sum(sizes), first.dtype)
+    start = 0
+    views: dict[int, Array] = {}
+    for i, size in zip(members, sizes, strict=True):
+        gradient, variable = given[i]
+        view = flat[start : start + size].reshape(variable.shape)
+        if gradient is not None:
+            view[...] = _dense(gradient, variable)
+        views[i] = view
+        start += size
+    communicator.all_reduce(flat).wait()
+    if divisor is not None:
+        flat /= flat.dtype.type(divisor)
+    return views
+
+
+def _dense(gradient: Any, variable: Variable) -> Any:
+    array = gradient.to_dense() if isinstance(gradient, IndexedSlices) else gradient
+    if np.shape(array) != variable.shape:
+        raise ValueError(
+            f"the gradient of variable {variable.name!r} has shape {np.shape(array)}, "
+            f"the variable has {variable.shape}"
+        )
+    return variable.device.asarray(array, variable.dtype)
+
+
+def _gather_rows(
+    communicator: Communicator, gradient: IndexedSlices | None, variable: Variable, divisor: float | None
+) -> IndexedSlices:
+    """Concatenate the rows of all ranks, in rank order; ranks may have different numbers of them."""
+    rows = np.zeros(1, np.int64) + (0 if gradient is None else len(gradient.indices))
+    counts = [int(n) for n in communicator.all_gather(rows).wait().reshape(-1)]
+    longest = max(counts)
+    values = variable.device.zeros((longest, *variable.shape[1:]), variable.dtype)
+    indices = variable.device.zeros(longest, np.int64)
+    if gradient is not None:
+        values[: len(gradient.indices)] = gradient.values
+        indices[: len(gradient.indices)] = gradient.indices
+    xp = namespace(values)
+    all_values = communicator.all_gather(values).wait()
+    all_indices = communicator.all_gather(indices).wait()
+    kept_values = xp.concatenate([all_values[rank, :n] for rank, n in enumerate(counts)])
+    kept_indices = xp.concatenate([all_indices[rank, :n] for rank, n in enumerate(counts)])
+    if divisor is not None:
+        kept_values /= kept_values.dtype.type(divisor)
+    return IndexedSlices(kept_values, kept_indices, variable.shape)

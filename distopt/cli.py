@@ -1,0 +1,210 @@
+"""`distopt train | evaluate | bench | doctor`: the command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from distopt.backend import Device
+    from distopt.communicators import Communicator
+    from distopt.models import Task
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="distopt",
+    help="Exact data-parallel training for NumPy and CuPy over MPI.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # guard() prints tracebacks with the rank and host
+)
+bench = typer.Typer(help="Measure; every command takes --json FILE.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+DataDir = Annotated[
+    str | None,
+    typer.Option(help="Folder with the data; else DISTOPT_DATA, else a cache folder in the home directory."),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda, or one of them with a number; a usable GPU when not given.")
+]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the results to this file as JSON.")]
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(metavar="TASK", help="cifar10 or digits")],
+    data_dir: DataDir = None,
+    global_batch: Annotated[int | None, typer.Option(help="Examples per step over all ranks.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of the last step.")] = None,
+    seed: Annotated[int, typer.Option(help="Of initial values, order and augmentation.")] = 0,
+    learning_rate: Annotated[float | None, typer.Option(help="Initial rate; else the task's.")] = None,
+    replicas_per_rank: Annotated[int, typer.Option(help="Copies of the model in each rank.")] = 1,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for metrics, checkpoints and weights; else none are written.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint there.")] = False,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 1000,
+    log_every: Annotated[int, typer.Option(help="Steps between lines of progress.")] = 50,
+    bucket_mib: Annotated[float, typer.Option(help="Size of a gradient bucket, in MiB.")] = 4.0,
+    prefetch: Annotated[int, typer.Option(help="Batches made ahead; 0 makes them in the step.")] = 2,
+    progress_style: Annotated[
+        str, typer.Option("--progress", help="bar, lines, or auto: a bar on a terminal.")
+    ] = "auto",
+    device: DeviceOption = None,
+) -> None:
+    """Train; start it with mpirun to train on several ranks."""
+    from distopt.communicators import connect, guard
+
+    with connect() as communicator, guard(communicator):
+        from distopt.metrics import MetricsFile, Progress
+        from distopt.trainer import METRICS_FILE, Settings, Trainer
+
+        task = _task(name)
+        settings = Settings(
+            global_batch=task.global_batch if global_batch is None else global_batch,
+            steps=task.steps if steps is None else steps,
+            seed=seed,
+            learning_rate=learning_rate,
+            log_every=log_every,
+            checkpoint_every=checkpoint_every,
+            bucket_bytes=int(bucket_mib * (1 << 20)),
+            prefetch=prefetch,
+            output=output,
+        )
+        if resume and output is None:
+            raise ValueError("--resume needs --output, the folder of the run to go on with")
+        devices = _devices(device, communicator, replicas_per_rank)
+        data = task.load("train", data_dir=data_dir, communicator=communicator)
+        test = task.load("test", data_dir=data_dir, communicator=communicator)
+        trainer = Trainer(task, data, communicator, devices, settings)
+        resumed = trainer.resume() if resume else False
+        leads = communicator.rank == 0
+        progress = Progress(settings.steps, trainer.step, leads, progress_style)
+        if resumed:
+            progress.say(f"resumed after step {trainer.step}")
+        first_step = trainer.step
+        metrics = MetricsFile(output / METRICS_FILE if output and leads else None, append=resumed)
+        seconds = trainer.run(progress, metrics)
+        raw = trainer.evaluate(test)
+        averaged = trainer.evaluate(test, averaged=True)
+        results = {
+            "train_seconds": seconds,
+            "examples_per_second": (trainer.step - first_step) * settings.global_batch / max(seconds, 1e-9),
+            "test_accuracy": averaged["accuracy"],
+            "test_accuracy_raw": raw["accuracy"],
+            "test_loss": averaged["loss"],
+        }
+        path = trainer.save_weights(**results)
+        metrics.write(step=trainer.step, final=True, **results)
+        metrics.close()
+        if path is not None:
+            progress.say(f"weights are in {path}")
+        progress.say(
+            f"done: {seconds:.1f} s of training, {results['examples_per_second']:,.0f} examples/s, "
+            f"test accuracy {100 * averaged['accuracy']:.2f} % with averaged weights, "
+            f"{100 * raw['accuracy']:.2f} % with raw ones ({int(averaged['examples'])} examples)"
+        )
+
+
+@app.command()
+def evaluate(
+    weights: Annotated[Path, typer.Argument(help="weights.safetensors, or the --output folder of a run.")],
+    data_dir: DataDir = None,
+    averaged: Annotated[bool, typer.Option(help="Moving averages of the weights, or the weights.")] = True,
+    device: DeviceOption = None,
+) -> None:
+    """Evaluate saved weights on the test data; every example counts once, on any number of ranks."""
+    from distopt.communicators import connect, guard
+
+    with connect() as communicator, guard(communicator):
+        from distopt.evaluation import evaluate_file
+
+        path = weights / "weights.safetensors" if weights.is_dir() else weights
+        chosen = _devices(device, communicator, 1)[0]
+        task, found = evaluate_file(path, averaged, data_dir, chosen, communicator)
+        if communicator.rank == 0:
+            print(
+                f"{task} test: loss {found['loss']:.4f}, accuracy {100 * found['accuracy']:.2f} % "
+                f"({int(found['examples'])} examples, {'averaged' if averaged else 'raw'} weights)"
+            )
+
+
+@app.command()
+def doctor(json_path: Json = None, data_dir: DataDir = None) -> None:
+    """Tell what is here, what is missing, and the command that mends it."""
+    from distopt import doctor as examination
+
+    raise typer.Exit(examination.run(json_path, data_dir))
+
+
+def _task(name: str) -> Task:
+    from distopt.models import TASKS
+
+    if name not in TASKS:
+        raise ValueError(f"unknown task {name!r}; there are {', '.join(sorted(TASKS))}")
+    return TASKS[name]
+
+
+def _devices(request: str | None, communicator: Communicator, replicas: int) -> list[Device]:
+    """Choose this rank's devices, set its threads, and let rank 0 print every rank's choice."""
+    from distopt.backend import Device, choose_device
+
+    if replicas < 1:
+        raise ValueError(f"--replicas-per-rank must be at least 1, got {replicas}")
+    devices: list[Device] = []
+    reason = ""
+    for number in range(replicas):
+        chosen, reason = choose_device(request, communicator.local_rank * replicas + number)
+        # On a CPU the replicas are logical devices of one processor.
+        devices.append(Device("cpu", number) if chosen.kind == "cpu" else chosen)
+    threads = _limit_threads(communicator)
+    line = (
+        f"rank {communicator.rank} of {communicator.size} on {communicator.host}: "
+        f"{', '.join(map(str, devices))}, {threads} thread(s) ({reason})"
+    )
+    for text in communicator.all_gather_object(line):
+        if communicator.rank == 0:
+            print(text, flush=True)
+    return devices
+
+
+def _limit_threads(communicator: Communicator) -> int:
+    """Give each rank of a host its share of the cores for matrix products, unless the user said how many."""
+    from threadpoolctl import threadpool_limits
+
+    asked = os.environ.get("OMP_NUM_THREADS") or os.environ.get("OPENBLAS_NUM_THREADS")
+    if asked and asked.isdigit():
+        return int(asked)
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # A launcher that binds ranks to cores has divided them already.
+    bound = mine < (os.cpu_count() or 1)
+    threads = mine if bound else max(1, mine // communicator.local_size)
+    threadpool_limits(threads)
+    return threads
+
+
+@bench.command("apply")
+def bench_apply(
+    size: Annotated[int, typer.Option(help="Number of parameters.")] = 25_000_000,
+    repeats: Annotated[int, typer.Option(help="Measurements of each.")] = 11,
+    json_path: Json = None,
+) -> None:
+    """Adam on a flat array: ours with and without numba, beside PyTorch's fused and foreach."""
+    from distopt.bench import apply
+
+    apply.main(size, repeats, json_path)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command line; the entry point of `distopt`."""
+    return app(arguments if arguments is not None else sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

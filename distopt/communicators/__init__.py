@@ -1,0 +1,11 @@
+"""Who talks to whom: ranks, and the collectives between them.
+
+`connect()` gives the communicator of this process: one rank by itself, or MPI under a launcher.
+"""
+
+from distopt.communicators.communicator import Communicator, Pending, ReduceOp
+from distopt.communicators.connect import connect
+from distopt.communicators.guard import guard
+from distopt.communicators.local import LocalCommunicator
+
+__all__ = ["Communicator", "LocalCommunicator", "Pending", "ReduceOp", "connect", "guard"]

@@ -1,0 +1,367 @@
+"""What every communicator promises: rank, size and collectives that start now and end later.
+
+A collective is called by all ranks of a communicator, in the same order, with the same shapes,
+dtypes and arguments; it returns a `Pending`. Arguments are checked before anything is sent, so a
+wrong one raises on the rank that gave it and leaves the others untouched.
+
+A communicator belongs to one thread at a time.
+"""
+
+from __future__ import annotations
+
+import collections
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, ClassVar, Literal, NoReturn, Self, TypeAlias, get_args
+
+import ml_dtypes
+import numpy as np
+
+from distopt.backend import Array, device_of
+from distopt.errors import CommunicatorError
+
+__all__ = [
+    "Call",
+    "Communicator",
+    "Done",
+    "Pending",
+    "ReduceOp",
+    "describe_mismatch",
+    "reduce_in_rank_order",
+    "wire_dtype",
+]
+
+ReduceOp: TypeAlias = Literal["sum", "max", "min"]
+
+_HALVES = frozenset({np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)})
+_REDUCIBLE = _HALVES | {np.dtype(code) for code in "bBhHiIlLqQfd"}
+_UFUNCS: dict[str, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
+
+
+def wire_dtype(dtype: Any) -> np.dtype[Any]:
+    """Return the dtype that values are combined in: float32 for 16-bit floats, else their own."""
+    dtype = np.dtype(dtype)
+    return np.dtype(np.float32) if dtype in _HALVES else dtype
+
+
+def reduce_in_rank_order(parts: Sequence[Array], op: str) -> Array:
+    """Combine equal shapes as ((a + b) + c) + ..., in the wire dtype; NaN wins max and min."""
+    total = np.array(parts[0], wire_dtype(parts[0].dtype))
+    for part in parts[1:]:
+        _UFUNCS[op](total, np.asarray(part, total.dtype), out=total)
+    return total
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one rank asks of a collective; all ranks must ask the same.
+
+    `shape` and `dtype` are those of the rank's array; None where they may differ between ranks.
+    """
+
+    operation: str
+    detail: str = ""
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+
+    def __str__(self) -> str:
+        words = [] if self.dtype is None else [f"{self.dtype}{list(self.shape or ())}"]
+        words += [self.detail] if self.detail else []
+        return f"{self.operation}({', '.join(words)})"
+
+
+def describe_mismatch(number: int, calls: Sequence[Call]) -> str | None:
+    """Return the sentence that names two ranks whose calls differ, or None where all agree."""
+    for rank, call in enumerate(calls):
+        if call != calls[0]:
+            return (
+                f"the ranks disagree about collective number {number}: rank 0 called {calls[0]}, "
+                f"rank {rank} called {call}. All ranks must make the same calls, in the same "
+                "order, with equal shapes and dtypes; look for a branch on the rank, or for models "
+                "or data that differ between ranks."
+            )
+    return None
+
+
+class Pending(ABC):
+    """A collective that was started. Its array must not be touched before `wait()` returned."""
+
+    @abstractmethod
+    def test(self) -> bool:
+        """Make progress without blocking, and say whether the collective is done."""
+
+    @abstractmethod
+    def wait(self) -> Array:
+        """Block until the collective is done, and return its result. May be called again.
+
+        Raises:
+            CommunicatorError: the collective failed; the message names the rank.
+        """
+
+
+class Done(Pending):
+    """A collective that was done when it returned."""
+
+    def __init__(self, result: Array) -> None:
+        self._result = result
+
+    def test(self) -> bool:
+        """Return True."""
+        return True
+
+    def wait(self) -> Array:
+        """Return the result."""
+        return self._result
+
+
+class Communicator(ABC):
+    """A group of ranks, and what they can do together.
+
+    Use it as a context manager, or `close()` it when done. After an error the block does not close
+    it: closing is collective, and the other ranks may be elsewhere.
+
+    Attributes:
+        name: kind of communicator: "local", "threads" or "mpi".
+        description: one line for people: library, version, how all_reduce is done.
+        rank: number of this rank, 0 <= rank < size.
+        size: number of ranks.
+        local_rank: number of this rank among those of its host.
+        local_size: number of ranks on this host.
+        host: name of this host.
+        label: name of the group: "world", or its parent's with what `split` added; equal on all
+            ranks.
+        sequence: number of collectives that were started on it.
+        calls: how often each collective was called on this rank, by name.
+        processes: whether a rank is a process of its own, that `abort` can end.
+    """
+
+    name: ClassVar[str]
+    processes: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        size: int,
+        local_rank: int,
+        local_size: int,
+        host: str,
+        label: str = "world",
+        description: str,
+    ) -> None:
+        self.rank = rank
+        self.size = size
+        self.local_rank = local_rank
+        self.local_size = local_size
+        self.host = host
+        self.label = label
+        self.description = description
+        self.sequence = 0
+        self.calls: collections.Counter[str] = collections.Counter()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.label}: {self.where}>"
+
+    @property
+    def where(self) -> str:
+        """This rank in words, for messages: "rank 2 of 4 on host node7"."""
+        return f"rank {self.rank} of {self.size} on host {self.host}"
+
+    def all_reduce(self, values: Array, op: ReduceOp = "sum") -> Pending:
+        """Combine `values` over all ranks, in place; every rank receives the same bits.
+
+        Args:
+            values: C-contiguous and writable, any shape (a slice of an arena: nothing is copied);
+                float16, bfloat16, float32, float64 or an integer. The 16-bit floats are combined in
+                float32 and rounded once. Overwritten with the result.
+            op: "sum", "max" or "min". NaN on any rank gives NaN on all.
+
+        Returns:
+            A handle; its `wait()` returns `values`.
+
+        Raises:
+            TypeError: not an array, or its dtype can't be reduced.
+            ValueError: not contiguous, read-only, or an unknown op.
+            CommunicatorError: the communicator is closed, or the collective failed.
+
+        Cost: about 2 * (size - 1) / size times its bytes, sent and received by each rank.
+        """
+        self._check_array("all_reduce", values, writable=True)
+        if op not in get_args(ReduceOp):
+            raise ValueError(
+                f'all_reduce: op must be "sum", "max" or "min", got {op!r} on {self.where}.'
+            )
+        if values.dtype not in _REDUCIBLE:
+            raise TypeError(
+                f"all_reduce: arrays of {values.dtype} can't be reduced (on {self.where}). Use "
+                "float16, bfloat16, float32, float64 or an integer of the machine's byte order."
+            )
+        call = Call("all_reduce", op, tuple(values.shape), str(values.dtype))
+        return self._all_reduce(values, op, call, self._begin(call))
+
+    def broadcast(self, values: Array, root: int = 0) -> Pending:
+        """Overwrite `values` on every rank with those of rank `root`, in place.
+
+        Args:
+            values: C-contiguous and writable, of any shape and any dtype but object.
+            root: the rank whose values all receive.
+
+        Returns:
+            A handle; its `wait()` returns `values`.
+
+        Raises:
+            TypeError: not an array, or it holds Python objects.
+            ValueError: not contiguous, read-only, or `root` is no rank.
+            CommunicatorError: the communicator is closed, or the collective failed.
+        """
+        self._check_array("broadcast", values, writable=True)
+        self._check_root("broadcast", root)
+        call = Call("broadcast", f"root={root}", tuple(values.shape), str(values.dtype))
+        return self._broadcast(values, root, call, self._begin(call))
+
+    def all_gather(self, values: Array) -> Pending:
+        """Collect the arrays of all ranks, which have one shape.
+
+        Args:
+            values: C-contiguous, of any shape and any dtype but object. Not modified.
+
+        Returns:
+            A handle; its `wait()` returns a new array of shape (size, *values.shape) on the same
+            device.
+
+        Raises:
+            TypeError: not an array, or it holds Python objects.
+            ValueError: not contiguous.
+            CommunicatorError: the communicator is closed, or the collective failed.
+        """
+        self._check_array("all_gather", values, writable=False)
+        call = Call("all_gather", "", tuple(values.shape), str(values.dtype))
+        return self._all_gather(values, call, self._begin(call))
+
+    def barrier(self) -> None:
+        """Wait until every rank has come here."""
+        call = Call("barrier")
+        self._barrier(call, self._begin(call))
+
+    def broadcast_object(self, value: Any, root: int = 0) -> Any:
+        """Return `root`'s value on every rank (pickled; for small things, not for arrays).
+
+        Raises:
+            ValueError: `root` is no rank.
+        """
+        self._check_root("broadcast_object", root)
+        call = Call("broadcast_object", f"root={root}")
+        return self._broadcast_object(value, root, call, self._begin(call))
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """Return the list of all ranks' values, by rank (pickled; for small things, not arrays)."""
+        call = Call("all_gather_object")
+        return self._all_gather_object(value, call, self._begin(call))
+
+    def split(self, color: int, key: int = 0) -> Communicator:
+        """Make a communicator for each `color`, of the ranks that gave it.
+
+        Args:
+            color: >= 0; which group this rank joins.
+            key: ranks are ordered by key, then by their old rank.
+
+        Raises:
+            ValueError: `color` is negative.
+        """
+        if color < 0:
+            raise ValueError(f"split: color must be >= 0, got {color} on {self.where}.")
+        call = Call("split")
+        number = self._begin(call)
+        return self._split(color, key, f"{self.label}/{number}.{color}", call, number)
+
+    @abstractmethod
+    def progress(self) -> None:
+        """Move pending collectives on, without blocking; cheap when there is nothing to do."""
+
+    def abort(self, code: int, message: str) -> NoReturn:
+        """End the whole job, all ranks, with `message` as the last line on the error stream.
+
+        Args:
+            code: exit code of the job, 1 to 255.
+            message: what happened.
+        """
+        raise CommunicatorError(f"{self.where} ended the job with code {code}: {message}")
+
+    def close(self) -> None:
+        """Give back what the communicator holds. Collective; a second call does nothing."""
+        self._closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+
+    def _begin(self, call: Call) -> int:
+        if self._closed:
+            raise CommunicatorError(
+                f"{call} was called on a closed communicator ({self.label}, {self.where}). "
+                "Close it after its last use."
+            )
+        self.sequence += 1
+        self.calls[call.operation] += 1
+        return self.sequence
+
+    def _check_array(self, operation: str, values: Any, writable: bool) -> None:
+        if not (isinstance(values, np.ndarray) or device_of(values).kind == "cuda"):
+            raise TypeError(
+                f"{operation}: expected a NumPy or CuPy array, got {type(values).__name__} "
+                f"on {self.where}."
+            )
+        if values.dtype.hasobject:
+            raise TypeError(
+                f"{operation}: arrays of Python objects can't be sent (on {self.where}); "
+                "use broadcast_object or all_gather_object."
+            )
+        if not values.flags.c_contiguous:
+            raise ValueError(
+                f"{operation}: the array of shape {values.shape} is not C-contiguous "
+                f"(on {self.where}). Pass a contiguous slice, or a copy."
+            )
+        if writable and not getattr(values.flags, "writeable", True):
+            raise ValueError(
+                f"{operation}: the array of shape {values.shape} is read-only "
+                f"(on {self.where}), and the result would be written into it. Pass a copy."
+            )
+
+    def _check_root(self, operation: str, root: int) -> None:
+        if not 0 <= root < self.size:
+            raise ValueError(
+                f"{operation}: root must be a rank, 0 to {self.size - 1}, got {root} "
+                f"on {self.where}."
+            )
+
+    @abstractmethod
+    def _all_reduce(self, values: Array, op: str, call: Call, number: int) -> Pending: ...
+
+    @abstractmethod
+    def _broadcast(self, values: Array, root: int, call: Call, number: int) -> Pending: ...
+
+    @abstractmethod
+    def _all_gather(self, values: Array, call: Call, number: int) -> Pending: ...
+
+    @abstractmethod
+    def _barrier(self, call: Call, number: int) -> None: ...
+
+    @abstractmethod
+    def _broadcast_object(self, value: Any, root: int, call: Call, number: int) -> Any: ...
+
+    @abstractmethod
+    def _all_gather_object(self, value: Any, call: Call, number: int) -> list[Any]: ...
+
+    @abstractmethod
+    def _split(self, color: int, key: int, label: str, call: Call, number: int) -> Communicator: ...

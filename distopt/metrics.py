@@ -1,0 +1,166 @@
+"""What rank 0 shows and writes down: a progress bar or plain lines, and a file of JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+__all__ = ["MetricsFile", "PhaseClock", "Progress"]
+
+
+class PhaseClock:
+    """Adds up the time that the phases of a step take, in seconds, on this process's clock.
+
+    A phase lasts until the next `start`. Asynchronous devices are waited for by what ends a phase, so on
+    a GPU the split between phases is by when the host gets on, not by kernels.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._phase: str | None = None
+        self._began = 0.0
+
+    def start(self, phase: str | None) -> None:
+        """End the current phase and begin another; None begins none."""
+        now = time.perf_counter()
+        if self._phase is not None:
+            self.add(self._phase, now - self._began)
+        self._phase, self._began = phase, now
+
+    def add(self, phase: str, seconds: float) -> None:
+        """Count time for a phase; negative to move it to another one."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+    def take(self) -> dict[str, float]:
+        """Return the sums so far and begin anew."""
+        taken, self.seconds = self.seconds, {}
+        return taken
+
+
+class MetricsFile:
+    """A file to which every record is added as one line of JSON, at once.
+
+    Args:
+        path: the file; None writes nothing.
+        append: go on with an existing file (a resumed run) instead of starting it anew.
+    """
+
+    def __init__(self, path: Path | None, append: bool = False) -> None:
+        self._file: TextIO | None = None
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a" if append else "w", encoding="utf-8")
+
+    def write(self, **record: Any) -> None:
+        """Add a record."""
+        if self._file is not None:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+class Progress:
+    """Shows how training goes: a bar on a terminal, plain lines elsewhere, nothing when not shown.
+
+    Args:
+        total: number of the last step.
+        done: number of steps done already.
+        shown: whether this rank shows anything (rank 0 does).
+        style: "bar", "lines", or "auto" for a bar where a person is watching.
+        stream: where to; standard output when not given.
+
+    Raises:
+        ValueError: unknown style.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        done: int = 0,
+        shown: bool = True,
+        style: str = "auto",
+        stream: TextIO | None = None,
+    ) -> None:
+        if style not in ("auto", "bar", "lines"):
+            raise ValueError(f"progress must be 'auto', 'bar' or 'lines', got {style!r}")
+        self._stream = stream or sys.stdout
+        self._shown = shown
+        self._bar: Any = None
+        self._task: Any = None
+        if shown and (style == "bar" or (style == "auto" and _is_watched(self._stream))):
+            from rich import progress  # here, for it takes 50 ms to import
+
+            self._bar = progress.Progress(
+                progress.TextColumn("step"),
+                progress.MofNCompleteColumn(),
+                progress.BarColumn(),
+                progress.TextColumn("{task.description}"),
+                progress.TimeRemainingColumn(),
+            )
+            self._task = self._bar.add_task("", total=total, completed=done)
+
+    def __enter__(self) -> Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def step(self, number: int) -> None:
+        """Note that a step is done."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=number)
+
+    def log(
+        self, step: int, loss: float, learning_rate: float, examples_per_second: float, step_ms: float
+    ) -> None:
+        """Show the state at a logging step."""
+        text = (
+            f"loss {loss:.4f}  lr {learning_rate:.5g}  {examples_per_second:,.0f} examples/s  "
+            f"{step_ms:.1f} ms/step"
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=text)
+        else:
+            self.say(f"step {step}  {text}")
+
+    def say(self, text: str) -> None:
+        """Show a line."""
+        if not self._shown:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=self._stream, flush=True)
+
+
+def _is_watched(stream: TextIO) -> bool:
+    """Tell whether the stream ends on a terminal.
+
+    Open MPI gives each rank a terminal of its own, wherever the launcher's output goes; so under a
+    launcher it is the launcher's output that counts.
+    """
+    if not stream.isatty():
+        return False
+    if not any(name in os.environ for name in ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")):
+        return True
+    try:
+        return os.readlink(f"/proc/{os.getppid()}/fd/1").startswith(("/dev/pts/", "/dev/tty"))  # noqa: PTH115
+    except OSError:  # not Linux, or the launcher is another user's: lines are never wrong
+        return False

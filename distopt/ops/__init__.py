@@ -1,0 +1,66 @@
+"""Primitives: functions on Tensors, Variables and arrays that tapes can differentiate."""
+
+from distopt.ops.arithmetic import (
+    absolute,
+    add,
+    cast,
+    divide,
+    exp,
+    log,
+    matmul,
+    maximum,
+    minimum,
+    multiply,
+    negative,
+    power,
+    sqrt,
+    square,
+    subtract,
+    tanh,
+)
+from distopt.ops.dense import dense, relu, sigmoid
+from distopt.ops.losses import mean_squared_error, sparse_softmax_cross_entropy
+from distopt.ops.neural import average_pool, chain, conv2d, local_response_normalization, max_pool
+from distopt.ops.reductions import add_n, l2_loss, reduce_mean, reduce_sum, regularization_loss
+from distopt.ops.shaping import concat, gather, identity, reshape, slice_of, stop_gradient, transpose
+
+__all__ = [
+    "absolute",
+    "add",
+    "add_n",
+    "average_pool",
+    "cast",
+    "chain",
+    "concat",
+    "conv2d",
+    "dense",
+    "divide",
+    "exp",
+    "gather",
+    "identity",
+    "l2_loss",
+    "local_response_normalization",
+    "log",
+    "matmul",
+    "max_pool",
+    "maximum",
+    "mean_squared_error",
+    "minimum",
+    "multiply",
+    "negative",
+    "power",
+    "reduce_mean",
+    "reduce_sum",
+    "regularization_loss",
+    "relu",
+    "reshape",
+    "sigmoid",
+    "slice_of",
+    "sparse_softmax_cross_entropy",
+    "sqrt",
+    "square",
+    "stop_gradient",
+    "subtract",
+    "tanh",
+    "transpose",
+]

@@ -1,0 +1,1 @@
+"""Array kernels of the primitives: plain functions of arrays, without a tape."""

@@ -1,0 +1,97 @@
+"""Losses, as sums over examples or per example: a rank does not know the global batch to divide by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from distopt.backend import namespace
+from distopt.tape import Context, primitive
+
+__all__ = ["mean_squared_error", "sparse_softmax_cross_entropy"]
+
+
+@primitive
+def sparse_softmax_cross_entropy(
+    context: Context, logits: Any, *, labels: Any, reduction: str = "sum"
+) -> Any:
+    """Return the cross-entropy between labels and the softmax of logits.
+
+    Args:
+        context: of the tape.
+        logits: [examples, classes].
+        labels: integers [examples], 0 to classes - 1.
+        reduction: "sum" over the examples (a scalar), or "none" (a vector [examples]). There is no mean:
+            the mean over a rank's examples is not the mean over the global batch.
+
+    Raises:
+        ValueError: shapes that don't fit, a label out of range, or an unknown reduction.
+    """
+    if reduction not in ("sum", "none"):
+        raise ValueError(
+            f"reduction must be 'sum' or 'none', got {reduction!r}; to average, give the aggregator "
+            "reduction='mean' and the number of examples"
+        )
+    xp = namespace(logits)
+    if logits.ndim != 2 or np.shape(labels) != logits.shape[:1]:
+        raise ValueError(
+            f"logits must be [examples, classes] and labels [examples], got {logits.shape} "
+            f"and {np.shape(labels)}"
+        )
+    if xp is np and len(labels) and not 0 <= np.min(labels) <= np.max(labels) < logits.shape[1]:
+        raise ValueError(
+            f"labels go from {np.min(labels)} to {np.max(labels)}, but there are {logits.shape[1]} classes"
+        )
+    shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
+    exponentials = xp.exp(shifted)
+    totals = exponentials.sum(axis=1, keepdims=True)
+    rows = xp.arange(len(logits))
+    losses = xp.log(totals[:, 0]) - shifted[rows, labels]
+    if context.recording:
+        exponentials /= totals
+        context.saved = exponentials, rows
+    return losses.sum() if reduction == "sum" else losses
+
+
+@sparse_softmax_cross_entropy.gradient
+def _(context: Context, upstream: Any) -> tuple[Any]:
+    probabilities, rows = context.saved
+    gradient = probabilities.copy()
+    gradient[rows, context.options["labels"]] -= 1
+    if context.options.get("reduction", "sum") == "none":
+        upstream = upstream[:, None]
+    gradient *= upstream
+    return (gradient,)
+
+
+@primitive
+def mean_squared_error(context: Context, predictions: Any, *, targets: Any, reduction: str = "sum") -> Any:
+    """Return the squared error, averaged over the features of an example.
+
+    Args:
+        context: of the tape.
+        predictions: [examples, ...].
+        targets: array of the same shape.
+        reduction: "sum" over the examples (a scalar), or "none" (a vector [examples]).
+
+    Raises:
+        ValueError: shapes that differ, or an unknown reduction.
+    """
+    if reduction not in ("sum", "none"):
+        raise ValueError(f"reduction must be 'sum' or 'none', got {reduction!r}")
+    if np.shape(targets) != predictions.shape:
+        raise ValueError(f"predictions have shape {predictions.shape}, targets {np.shape(targets)}")
+    context.saved = difference = predictions - targets
+    features = difference.reshape(len(difference), -1)
+    losses = (features * features).sum(axis=1) / max(1, features.shape[1])
+    return losses.sum() if reduction == "sum" else losses
+
+
+@mean_squared_error.gradient
+def _(context: Context, upstream: Any) -> tuple[Any]:
+    difference = context.saved
+    features = max(1, difference.size // max(1, len(difference)))
+    if context.options.get("reduction", "sum") == "none":
+        upstream = upstream.reshape(-1, *(1,) * (difference.ndim - 1))
+    return (difference * (upstream * difference.dtype.type(2 / features)),)

@@ -1,0 +1,75 @@
+"""Scopes of TensorFlow 1: shared variables, collections, and default arguments.
+
+`graph` holds what belongs to one copy of a model, `sharing` makes its variables, `variable_scopes`
+names them and sets their defaults, `arg_scopes` gives functions default arguments within a block.
+"""
+
+from distopt.scopes.arg_scopes import (
+    add_arg_scope,
+    arg_scope,
+    arg_scoped_arguments,
+    current_arg_scope,
+    has_arg_scope,
+)
+from distopt.scopes.graph import (
+    Graph,
+    GraphKeys,
+    add_to_collection,
+    add_to_collections,
+    get_collection,
+    get_collection_ref,
+    get_default_graph,
+    get_name_scope,
+    global_variables,
+    local_variables,
+    model_variables,
+    moving_average_variables,
+    name_scope,
+    reset_default_graph,
+    trainable_variables,
+)
+from distopt.scopes.sharing import (
+    AUTO_REUSE,
+    RegularizationLoss,
+    Reuse,
+    get_regularization_losses,
+    new_variable,
+)
+from distopt.scopes.variable_scopes import (
+    VariableScope,
+    get_variable,
+    get_variable_scope,
+    variable_scope,
+)
+
+__all__ = [
+    "AUTO_REUSE",
+    "Graph",
+    "GraphKeys",
+    "RegularizationLoss",
+    "Reuse",
+    "VariableScope",
+    "add_arg_scope",
+    "add_to_collection",
+    "add_to_collections",
+    "arg_scope",
+    "arg_scoped_arguments",
+    "current_arg_scope",
+    "get_collection",
+    "get_collection_ref",
+    "get_default_graph",
+    "get_name_scope",
+    "get_regularization_losses",
+    "get_variable",
+    "get_variable_scope",
+    "global_variables",
+    "has_arg_scope",
+    "local_variables",
+    "model_variables",
+    "moving_average_variables",
+    "name_scope",
+    "new_variable",
+    "reset_default_graph",
+    "trainable_variables",
+    "variable_scope",
+]

@@ -1,0 +1,419 @@
+"""The loop: input, forward, backward with reduction, apply; logging, evaluation, checkpoints."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distopt import checkpoint
+from distopt.aggregators import AllReduce, Pair, Ticket, combine_replicas
+from distopt.backend import Array, Device
+from distopt.communicators import Communicator
+from distopt.data.dataset import Dataset
+from distopt.data.prefetch import Prefetcher
+from distopt.data.sampler import Sampler, shard
+from distopt.errors import CheckpointError, CommunicatorError, NonFiniteError
+from distopt.evaluation import evaluate, load_weights
+from distopt.metrics import MetricsFile, PhaseClock, Progress
+from distopt.models import Task
+from distopt.optimizers import ExponentialMovingAverage
+from distopt.replica import Batch, Replica
+
+__all__ = ["Settings", "Trainer"]
+
+WEIGHTS_FILE = "weights.safetensors"
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train; the same on every rank.
+
+    Attributes:
+        global_batch: examples in a step, over all replicas of all ranks.
+        steps: number of the last step.
+        seed: of initial values, order and augmentation.
+        learning_rate: initial rate; None takes the task's.
+        log_every: steps between two lines of progress.
+        checkpoint_every: steps between two checkpoints; one is always written at the end.
+        bucket_bytes: size of the pieces in which gradients are reduced.
+        prefetch: how many batches are made ahead.
+        output: folder for metrics, checkpoints and weights; None writes nothing.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    global_batch: int
+    steps: int
+    seed: int = 0
+    learning_rate: float | None = None
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    bucket_bytes: int = 4 << 20
+    prefetch: int = 2
+    output: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("global_batch", "log_every", "checkpoint_every", "bucket_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("steps", "seed", "prefetch"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.learning_rate is not None and not 0 <= self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be finite and not negative, got {self.learning_rate}")
+
+
+class Trainer:
+    """Trains a task data-parallel. Every rank makes one, with the same arguments but for the devices.
+
+    Args:
+        task: model, data handling and optimizer.
+        data: the training examples, whole on every rank.
+        communicator: the ranks that train together.
+        devices: this rank's devices, one replica on each; the same number on every rank.
+        settings: the rest.
+
+    Raises:
+        ValueError: the global batch is smaller than the number of replicas.
+        CommunicatorError: ranks have different models or settings.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        data: Dataset,
+        communicator: Communicator,
+        devices: list[Device],
+        settings: Settings,
+    ) -> None:
+        self.task, self.data, self.communicator, self.settings = task, data, communicator, settings
+        self._parts = communicator.size * len(devices)
+        if settings.global_batch < self._parts:
+            raise ValueError(
+                f"a global batch of {settings.global_batch} can't be cut for {communicator.size} ranks x "
+                f"{len(devices)} replicas: it needs at least one example for each of the {self._parts}"
+            )
+        shape = task.augmentation.output_shape(tuple(data.images.shape[1:]))  # type: ignore[arg-type]
+        self.replicas = [Replica(task.model, shape, device, settings.seed) for device in devices]
+        self.aggregator = AllReduce(communicator, "mean", settings.bucket_bytes)
+        self.optimizer = task.optimizer(
+            settings.learning_rate,
+            len(data.labels),
+            settings.global_batch,
+            gradient_aggregator=self.aggregator,
+        )
+        self.averages = ExponentialMovingAverage(
+            task.average_decay, num_updates=lambda: self.optimizer.iterations
+        )
+        self.clock = PhaseClock()
+        self.step = 0
+        self._sampler = Sampler(len(data.labels), settings.global_batch, settings.seed)
+        self._stop_asked = False
+        self._agree_on_start()
+
+    def _agree_on_start(self) -> None:
+        """Check that all ranks train the same model in the same way, and start from rank 0's values."""
+        own = {
+            "settings": {**asdict(self.settings), "output": None, "replicas": len(self.replicas)},
+            "variables": self.replicas[0].arena.schema(),
+            "data": (self.data.name, self.data.images.shape),
+        }
+        theirs = self.communicator.all_gather_object((self.communicator.host, own))
+        for rank, (host, other) in enumerate(theirs):
+            for key, value in theirs[0][1].items():
+                if other[key] != value:
+                    raise CommunicatorError(
+                        f"rank {rank} on {host} has other {key} than rank 0: "
+                        f"{_first_difference(value, other[key])}. Start every rank with the same command."
+                    )
+        for slab in self.replicas[0].arena.slabs:
+            self.communicator.broadcast(slab.values).wait()
+        self._copy_to_other_replicas()
+
+    def _copy_to_other_replicas(self) -> None:
+        first = self.replicas[0]
+        for other in self.replicas[1:]:
+            for source, target in zip(first.arena.slabs, other.arena.slabs, strict=True):
+                target.values[...] = other.device.asarray(source.values)
+
+    def run(self, progress: Progress, metrics: MetricsFile) -> float:
+        """Train up to `settings.steps`, or until a rank is asked to stop by SIGUSR1, SIGTERM or SIGINT.
+
+        Returns:
+            Seconds spent in steps.
+
+        Raises:
+            NonFiniteError: the loss is NaN or infinite on some rank; every rank raises it, before the
+                variables are touched.
+        """
+        began = last_logged = time.perf_counter()
+        logged_step = self.step
+        with (
+            self._stop_on_signals(),
+            progress,
+            Prefetcher(self._make_batches, self.step, self.settings.prefetch) as batches,
+        ):
+            while self.step < self.settings.steps:
+                rate = self.optimizer.hyperparameter("learning_rate")
+                ticket = self.train_step(batches)
+                progress.step(self.step)
+                if self.step % self.settings.log_every == 0 or self.step == self.settings.steps:
+                    now = time.perf_counter()
+                    steps = self.step - logged_step
+                    self._log(progress, metrics, ticket, rate, steps, now - last_logged)
+                    last_logged, logged_step = now, self.step
+                if ticket.stop:
+                    progress.say(f"asked to stop: all ranks stop after step {self.step}")
+                    break
+                if self.step % self.settings.checkpoint_every == 0 and self.step < self.settings.steps:
+                    self.save_checkpoint()
+        seconds = time.perf_counter() - began
+        self.save_checkpoint()
+        return seconds
+
+    def train_step(self, batches: Prefetcher[list[Batch]]) -> Ticket:
+        """Do one step; returns the totals of the global batch, the loss with regularisation included."""
+        clock = self.clock
+        clock.start("input")
+        shards = batches.get(self.step)
+        penalty = self.replicas[0].regularization() if self._logs_next() else 0.0
+        own = Ticket(stop=float(self._stop_asked))
+        streams: list[Any] = []
+        # The first replica last: its backward pass overlaps the reduction.
+        for replica, batch in reversed(list(zip(self.replicas, shards, strict=True))):
+            clock.start("forward")
+            tape, loss, part = replica.forward(batch)
+            own += part
+            clock.start("backward")
+            stream = tape.gradients(loss, replica.variables)
+            streams.insert(0, stream if replica is self.replicas[0] else list(stream))
+        pairs = self.aggregator.reduce(combine_replicas(streams), own)
+        clock.add("backward", -self.aggregator.exposed_seconds)
+        clock.add("exposed communication", self.aggregator.exposed_seconds)
+        clock.start("apply")
+        self._check_finite(own, shards)
+        self._apply(pairs)
+        clock.start(None)
+        self.step += 1
+        total = self.aggregator.ticket
+        return Ticket(total.examples, total.loss / total.examples + penalty, total.correct, stop=total.stop)
+
+    def _apply(self, pairs: list[Pair]) -> None:
+        self.optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)
+        self._copy_to_other_replicas()
+        self.averages.apply(self.replicas[0].variables)
+
+    def _logs_next(self) -> bool:
+        number = self.step + 1
+        return number % self.settings.log_every == 0 or number == self.settings.steps
+
+    def _make_batches(self, step: int) -> list[Batch]:
+        """Make this rank's part of a global batch, cut for its replicas. Runs in the input thread."""
+        epochs, indices = self._sampler.batch(step)
+        batches: list[Batch] = []
+        for number in range(len(self.replicas)):
+            part = self.communicator.rank * len(self.replicas) + number
+            own = shard(self.settings.global_batch, part, self._parts)
+            chosen = indices[own]
+            images = self.task.augmentation.train(
+                self.data.images[chosen], epochs[own], chosen, self.settings.seed
+            )
+            batches.append(Batch(images, self.data.labels[chosen]))
+        return batches
+
+    def _check_finite(self, own: Ticket, shards: list[Batch]) -> None:
+        """Raise on every rank when any rank's loss is not finite; the message names the ranks."""
+        if not self.aggregator.ticket.not_finite:
+            return
+        reason = ""
+        if own.not_finite:
+            wrong = sum(int(np.sum(~np.isfinite(b.images).all(axis=(1, 2, 3)))) for b in shards)
+            cause = f"{wrong} of its images are not finite" if wrong else "its images are finite"
+            reason = f"rank {self.communicator.rank} on {self.communicator.host}: loss {own.loss}, {cause}"
+        reasons = [r for r in self.communicator.all_gather_object(reason) if r]
+        raise NonFiniteError(
+            f"the loss is not finite at step {self.step + 1}: {'; '.join(reasons)}. The variables were left "
+            "as they were. Lower the learning rate (now "
+            f"{self.optimizer.hyperparameter('learning_rate'):g}), clip gradients, or look at the data."
+        )
+
+    def _log(
+        self,
+        progress: Progress,
+        metrics: MetricsFile,
+        ticket: Ticket,
+        rate: float,
+        steps: int,
+        seconds: float,
+    ) -> None:
+        phases = self.clock.take()
+        examples = steps * self.settings.global_batch / seconds
+        step_ms = 1000 * seconds / steps
+        progress.log(self.step, ticket.loss, rate, examples, step_ms)
+        metrics.write(
+            step=self.step,
+            examples=self.step * self.settings.global_batch,
+            loss=ticket.loss,
+            accuracy=ticket.correct / ticket.examples,
+            learning_rate=rate,
+            examples_per_second=examples,
+            ms_per_step=step_ms,
+            phases_ms={name: 1000 * value / steps for name, value in phases.items()},
+        )
+
+    def evaluate(self, data: Dataset, averaged: bool = False) -> dict[str, float]:
+        """Return loss and accuracy over a data set, every example counted once over all ranks. Collective.
+
+        Args:
+            data: the examples, whole on every rank.
+            averaged: use the moving averages of the weights instead of the weights.
+        """
+        with self._averaged_weights() if averaged else _nothing():
+            return evaluate(self.replicas[0], self.task, data, self.communicator)
+
+    @contextmanager
+    def _averaged_weights(self) -> Generator[None]:
+        variables = self.replicas[0].variables
+        kept = [variable.value.copy() for variable in variables]
+        try:
+            for variable in variables:
+                average = self.averages.average(variable)
+                if average is not None:
+                    variable.assign(average)
+            yield
+        finally:
+            for variable, value in zip(variables, kept, strict=True):
+                variable.value[...] = value
+
+    @contextmanager
+    def _stop_on_signals(self) -> Generator[None]:
+        def note(number: int, frame: Any) -> None:
+            del number, frame
+            self._stop_asked = True
+
+        before: dict[int, Any] = {}
+        try:
+            for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+                before[number] = signal.signal(number, note)
+        except ValueError:
+            before.clear()  # not the main thread (ranks as threads): signals are another's business
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def weights(self) -> dict[str, Array]:
+        """Return the weights and their moving averages by name."""
+        found: dict[str, Array] = {}
+        for variable in self.replicas[0].variables:
+            found[variable.name] = variable.numpy()
+            average = self.averages.average(variable)
+            if average is not None:
+                found[self.averages.average_name(variable)] = average.numpy()
+        return found
+
+    def _manifest(self) -> dict[str, Any]:
+        return {
+            "task": self.task.name,
+            "step": self.step,
+            "examples": self.step * self.settings.global_batch,
+            "global_batch": self.settings.global_batch,
+            "seed": self.settings.seed,
+            "optimizer": self.optimizer.get_name(),
+        }
+
+    def save_checkpoint(self) -> None:
+        """Write weights, moving averages and slots on rank 0; nothing where there is no output folder."""
+        if self.settings.output is None or self.communicator.rank != 0:
+            return
+        arrays = {f"weights:{name}": value for name, value in self.weights().items()}
+        arrays |= {f"slots:{name}": value for name, value in self.optimizer.state().items()}
+        path = checkpoint.checkpoint_path(self.settings.output, self.step)
+        checkpoint.save(path, arrays, self._manifest())
+        checkpoint.prune(self.settings.output, keep=2)
+
+    def save_weights(self, **results: float) -> Path | None:
+        """Write the weights with results on rank 0, for `distopt evaluate`; returns the file."""
+        if self.settings.output is None or self.communicator.rank != 0:
+            return None
+        path = self.settings.output / WEIGHTS_FILE
+        checkpoint.save(path, self.weights(), {**self._manifest(), **results})
+        return path
+
+    def resume(self) -> bool:
+        """Go on from the newest checkpoint in the output folder; False where there is none. Collective.
+
+        Raises:
+            CheckpointError: it is of another task, batch, seed or model, or can't be read.
+        """
+        if self.settings.output is None:
+            raise CheckpointError("there is no output folder to resume from; give --output")
+        # Rank 0 reads and all get what it read: the folder need not be visible to the others.
+        loaded = _from_rank_0(self.communicator, lambda: checkpoint.latest(Path(self.settings.output or "")))
+        if loaded is None:
+            return False
+        path, arrays, manifest = loaded
+        own = self._manifest()
+        for key in ("task", "global_batch", "seed", "optimizer"):
+            if manifest[key] != own[key]:
+                raise CheckpointError(
+                    f"{path} was trained with {key} {manifest[key]!r}, this run has {own[key]!r}. "
+                    "Use the same, or another --output."
+                )
+        self._load(path, arrays)
+        self.step = int(manifest["step"])
+        return True
+
+    def _load(self, path: Path, arrays: dict[str, Array]) -> None:
+        weights = {k.partition(":")[2]: v for k, v in arrays.items() if k.startswith("weights:")}
+        load_weights(path, self.replicas[0], weights)
+        slots = {k.partition(":")[2]: v for k, v in arrays.items() if k.startswith("slots:")}
+        self.optimizer.load_state(slots, self.replicas[0].variables)
+        self.averages.apply(self.replicas[0].variables)  # makes the averages that are then set
+        for variable in self.replicas[0].variables:
+            average = self.averages.average(variable)
+            if average is not None:
+                average.assign(weights[self.averages.average_name(variable)])
+        self._copy_to_other_replicas()
+
+
+def _from_rank_0(communicator: Communicator, read: Callable[[], Any]) -> Any:
+    """Return on every rank what `read` gives on rank 0, or raise on every rank what it raises there."""
+    result: Any = None
+    if communicator.rank == 0:
+        try:
+            result = read()
+        except CheckpointError as error:
+            result = error
+    result = communicator.broadcast_object(result)
+    if isinstance(result, CheckpointError):
+        raise result
+    return result
+
+
+def _first_difference(first: Any, second: Any) -> str:
+    if isinstance(first, dict) and isinstance(second, dict):
+        keys = [key for key in first if first[key] != second.get(key)]
+        return "; ".join(f"{key}: {second.get(key)!r} instead of {first[key]!r}" for key in keys[:3])
+    if isinstance(first, list) and isinstance(second, list):
+        for number, (a, b) in enumerate(zip(first, second, strict=False)):
+            if a != b:
+                return f"entry {number} is {b!r} instead of {a!r}"
+        return f"{len(second)} entries instead of {len(first)}"
+    return f"{second!r} instead of {first!r}"
+
+
+@contextmanager
+def _nothing() -> Generator[None]:
+    yield

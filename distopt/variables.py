@@ -1,0 +1,390 @@
+"""Variable, IndexedSlices and Arena: the values that are trained, and the flat memory they live in.
+
+An `Arena` lays all dense trainable values of a replica into one flat array per dtype, and their gradients
+into another of the same layout. A `Variable` in an arena is a named, shaped view. Communication buckets,
+the optimizer's formula, checksums and checkpoints then work on one array instead of on many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from distopt.backend import Array, Device, asnumpy, current_device, device_of, namespace
+
+__all__ = ["Arena", "IndexedSlices", "Operand", "Slab", "Variable"]
+
+_ALIGNMENT_BYTES = 256
+
+operators: dict[str, Callable[..., Any]] = {}
+"""Name -> primitive for the Python operators; `distopt.ops` fills it (a lower level can't import it)."""
+
+
+class Operand:
+    """What takes part in recorded arithmetic: `Variable` and `Tensor`. Operators give a `Tensor`."""
+
+    # NumPy arrays on the left of an operator leave the operation to us.
+    __array_ufunc__ = None
+    __slots__ = ()
+    value: Array
+
+    def __add__(self, other: Any) -> Any:
+        return operators["add"](self, other)
+
+    def __radd__(self, other: Any) -> Any:
+        return operators["add"](other, self)
+
+    def __sub__(self, other: Any) -> Any:
+        return operators["subtract"](self, other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return operators["subtract"](other, self)
+
+    def __mul__(self, other: Any) -> Any:
+        return operators["multiply"](self, other)
+
+    def __rmul__(self, other: Any) -> Any:
+        return operators["multiply"](other, self)
+
+    def __truediv__(self, other: Any) -> Any:
+        return operators["divide"](self, other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return operators["divide"](other, self)
+
+    def __pow__(self, other: Any) -> Any:
+        return operators["power"](self, other)
+
+    def __rpow__(self, other: Any) -> Any:
+        return operators["power"](other, self)
+
+    def __matmul__(self, other: Any) -> Any:
+        return operators["matmul"](self, other)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        return operators["matmul"](other, self)
+
+    def __neg__(self) -> Any:
+        return operators["negative"](self)
+
+    def __abs__(self) -> Any:
+        return operators["absolute"](self)
+
+    def __getitem__(self, key: Any) -> Any:
+        return operators["slice_of"](self, key=key)
+
+
+class Variable(Operand):
+    """A named value that training changes.
+
+    Args:
+        initial_value: number, array-like, or a callable without arguments that returns one. Python
+            numbers and lists become float32 (int32 for integers); arrays keep their dtype.
+        trainable: whether a tape watches it and a model's arena takes it in.
+        name: for slots, checkpoints and messages; "Variable" when not given.
+        dtype: NumPy dtype of the value; None keeps that of `initial_value`.
+        constraint: callable array -> array of the same shape, applied after each update.
+        device: where the value lives; the current device when not given.
+
+    Attributes:
+        value: the array, of shape `shape`: a view of the arena once the variable is in one.
+        gradient: the view of the arena's gradients, or None outside an arena.
+
+    Raises:
+        TypeError: the value is not numeric, or `constraint` is not callable.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "constraint",
+        "device",
+        "gradient",
+        "name",
+        "slab",
+        "start",
+        "trainable",
+        "value",
+    )
+
+    def __init__(
+        self,
+        initial_value: Any,
+        trainable: bool = True,
+        name: str | None = None,
+        dtype: Any = None,
+        constraint: Callable[[Array], Any] | None = None,
+        device: Device | None = None,
+    ) -> None:
+        if constraint is not None and not callable(constraint):
+            raise TypeError(
+                f"constraint of variable {name!r} must be callable (array -> array), got {constraint!r}"
+            )
+        if callable(initial_value) and not isinstance(initial_value, Operand):
+            initial_value = initial_value()
+        self.name = name or "Variable"
+        self.trainable = trainable
+        self.constraint = constraint
+        self.device = device or current_device()
+        self.value: Array = self.device.asarray(_initial_array(initial_value, dtype, self.name))
+        self.gradient: Array | None = None
+        self.slab: Slab | None = None
+        self.start = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the value's axes."""
+        return self.value.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the value's elements."""
+        return self.value.dtype
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(self.value.size)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return self.value.ndim
+
+    def numpy(self) -> Array:
+        """Return a copy of the value as a NumPy array (waits for the GPU)."""
+        return np.array(asnumpy(self.value))
+
+    def read_value(self) -> Array:
+        """Return the value's array itself, not a copy."""
+        return self.value
+
+    def assign(self, value: Any) -> Variable:
+        """Replace the value.
+
+        Raises:
+            ValueError: its shape differs from the variable's.
+        """
+        array = value.value if isinstance(value, Operand) else value
+        given = np.shape(array)
+        if given != self.shape:
+            raise ValueError(
+                f"variable {self.name!r} has shape {self.shape}, the value to assign has {given}"
+            )
+        self.value[...] = self.device.asarray(array, self.dtype)
+        return self
+
+    def assign_add(self, delta: Any) -> Variable:
+        """Add `delta`, of the variable's shape or broadcast to it, to the value."""
+        self.value += self.device.asarray(_plain(delta), self.dtype)
+        return self
+
+    def assign_sub(self, delta: Any) -> Variable:
+        """Subtract `delta`, of the variable's shape or broadcast to it, from the value."""
+        self.value -= self.device.asarray(_plain(delta), self.dtype)
+        return self
+
+    def __float__(self) -> float:
+        return float(self.numpy())
+
+    def __repr__(self) -> str:
+        return f"<Variable {self.name!r} shape={self.shape} dtype={self.dtype} device={self.device}>"
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Operand) else value
+
+
+def _initial_array(value: Any, dtype: Any, name: str) -> Array:
+    value = _plain(value)
+    keeps_dtype = hasattr(value, "dtype")
+    array = asnumpy(value) if keeps_dtype else np.asarray(value)
+    if dtype is None and not keeps_dtype:
+        dtype = {"f": np.float32, "i": np.int32}.get(array.dtype.kind)
+    array = np.array(array, dtype=dtype)  # a copy: the variable owns its memory
+    # Kind "V" is what ml_dtypes' bfloat16 shows.
+    if array.dtype.kind not in "fiubcV":
+        raise TypeError(
+            f"initial value of variable {name!r} must be numeric, got {value!r} of dtype {array.dtype}"
+        )
+    return array
+
+
+class IndexedSlices:
+    """Rows of a larger dense array: the gradient of a gather. Rows may repeat; they add up.
+
+    Args:
+        values: array [n, ...]: the rows.
+        indices: integer array [n]: which row of the dense array each is.
+        dense_shape: shape of the dense array; None where it isn't known.
+
+    Raises:
+        ValueError: the shapes don't fit, or an index is out of range.
+    """
+
+    __slots__ = ("dense_shape", "indices", "values")
+
+    def __init__(self, values: Any, indices: Any, dense_shape: Sequence[int] | None = None) -> None:
+        self.values: Array = _as_array(values)
+        self.indices: Array = _as_array(indices)
+        self.dense_shape = None if dense_shape is None else tuple(int(n) for n in dense_shape)
+        if self.indices.ndim != 1 or self.indices.dtype.kind not in "iu":
+            raise ValueError(
+                "indices of IndexedSlices must be a vector of integers, got "
+                f"shape {self.indices.shape} of {self.indices.dtype}"
+            )
+        if self.values.ndim < 1 or len(self.values) != len(self.indices):
+            raise ValueError(
+                f"IndexedSlices has {len(self.indices)} indices, but values of shape "
+                f"{self.values.shape}; the first axes must be equal"
+            )
+        if self.dense_shape is not None:
+            if self.values.shape[1:] != self.dense_shape[1:]:
+                raise ValueError(
+                    f"rows of shape {self.values.shape[1:]} don't fit dense_shape {self.dense_shape}"
+                )
+            _check_range(self.indices, self.dense_shape[0])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values' elements."""
+        return self.values.dtype
+
+    def deduplicated(self) -> IndexedSlices:
+        """Return slices with every index once, in increasing order, repeated rows summed."""
+        xp = namespace(self.values)
+        unique, position = xp.unique(self.indices, return_inverse=True)
+        if len(unique) == len(self.indices):
+            order = xp.argsort(self.indices)
+            return IndexedSlices(self.values[order], unique, self.dense_shape)
+        summed = xp.zeros((len(unique), *self.values.shape[1:]), self.values.dtype)
+        xp.add.at(summed, position.reshape(-1), self.values)
+        return IndexedSlices(summed, unique, self.dense_shape)
+
+    def to_dense(self) -> Array:
+        """Return the dense array, zeros in the rows not listed.
+
+        Raises:
+            ValueError: `dense_shape` is not known.
+        """
+        if self.dense_shape is None:
+            raise ValueError("IndexedSlices without dense_shape can't become a dense array")
+        xp = namespace(self.values)
+        dense: Array = xp.zeros(self.dense_shape, self.values.dtype)
+        xp.add.at(dense, self.indices, self.values)
+        return dense
+
+    def __repr__(self) -> str:
+        return (
+            f"IndexedSlices(values of shape {self.values.shape} {self.values.dtype}, "
+            f"{len(self.indices)} indices, dense_shape={self.dense_shape})"
+        )
+
+
+def _as_array(value: Any) -> Array:
+    value = _plain(value)
+    return value if hasattr(value, "dtype") else np.asarray(value)
+
+
+def _check_range(indices: Array, rows: int) -> None:
+    if device_of(indices).kind == "cuda" or not len(indices):
+        return  # a look at device values would make the host wait
+    low, high = int(indices.min()), int(indices.max())
+    if low < 0 or high >= rows:
+        raise ValueError(f"indices go from {low} to {high}, but there are rows 0 to {rows - 1} only")
+
+
+@dataclass(eq=False)
+class Slab:
+    """The part of an arena that holds one dtype.
+
+    Attributes:
+        values: flat array of all values, padding between segments zero.
+        gradients: flat array of the same layout.
+        variables: in the order of their segments.
+    """
+
+    values: Array
+    gradients: Array
+    variables: list[Variable]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the elements."""
+        return self.values.dtype
+
+    def end(self, variable: Variable) -> int:
+        """Where the segment of `variable` ends, its padding included."""
+        return variable.start + _padded(variable.size, self.dtype)
+
+
+class Arena:
+    """Flat memory for the values and the gradients of variables, one `Slab` per dtype.
+
+    Segments stand in reverse order of creation: backward makes the last layer's gradients first, so the
+    finished part of `gradients` is a prefix that grows. Each starts at a multiple of 256 bytes.
+    The order of `variables` alone decides the layout, so ranks that build the same model have the same.
+
+    Args:
+        variables: in the order of their creation; their values move into the arena.
+        device: where the arena lives; that of the first variable when not given.
+
+    Raises:
+        ValueError: no variables, two of one name, one that is in another arena already.
+    """
+
+    def __init__(self, variables: Iterable[Variable], device: Device | None = None) -> None:
+        created = list(variables)
+        if not created:
+            raise ValueError("an arena needs at least one variable; got none")
+        _check_members(created)
+        self.device = device or created[0].device
+        self.variables: list[Variable] = created[::-1]
+        by_dtype: dict[np.dtype[Any], list[Variable]] = {}
+        for variable in self.variables:
+            by_dtype.setdefault(variable.dtype, []).append(variable)
+        self.slabs = [self._lay_out(members) for members in by_dtype.values()]
+
+    def _lay_out(self, members: list[Variable]) -> Slab:
+        dtype = members[0].dtype
+        total = sum(_padded(variable.size, dtype) for variable in members)
+        slab = Slab(self.device.zeros(total, dtype), self.device.zeros(total, dtype), members)
+        start = 0
+        for variable in members:
+            stop = start + variable.size
+            view = slab.values[start:stop].reshape(variable.shape)
+            view[...] = self.device.asarray(variable.value)
+            variable.value = view
+            variable.gradient = slab.gradients[start:stop].reshape(variable.shape)
+            variable.slab, variable.start, variable.device = slab, start, self.device
+            start = slab.end(variable)
+        return slab
+
+    @property
+    def size(self) -> int:
+        """Number of elements of all variables, padding not counted."""
+        return sum(variable.size for variable in self.variables)
+
+    def schema(self) -> list[tuple[str, tuple[int, ...], str]]:
+        """Return (name, shape, dtype) of each variable in the arena's order, to compare ranks by."""
+        return [(v.name, v.shape, str(v.dtype)) for v in self.variables]
+
+
+def _padded(size: int, dtype: np.dtype[Any]) -> int:
+    per_line = _ALIGNMENT_BYTES // dtype.itemsize
+    return -(-size // per_line) * per_line
+
+
+def _check_members(variables: list[Variable]) -> None:
+    seen: set[str] = set()
+    for variable in variables:
+        if variable.slab is not None:
+            raise ValueError(f"variable {variable.name!r} is in another arena already")
+        if variable.name in seen:
+            raise ValueError(
+                f"two variables are named {variable.name!r}; slots and checkpoints go by name, "
+                "so give each its own"
+            )
+        seen.add(variable.name)

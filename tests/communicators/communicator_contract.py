@@ -1,0 +1,317 @@
+"""What every communicator must do, as checks that run on all ranks of it at once.
+
+Used over one rank, over threads (test_contract.py) and over MPI (tests/distributed).
+"""
+
+import hashlib
+import time
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from distopt.errors import CommunicatorError
+
+CONTRACT = []
+FLOATS = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64]
+INTEGERS = [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64]
+SHAPES = [(), (0,), (1,), (7,), (3, 0), (3, 5), (101, 33)]
+
+
+def contract(check):
+    CONTRACT.append(check)
+    return check
+
+
+def digests(communicator, values):
+    return communicator.all_gather_object(hashlib.sha256(values.tobytes()).hexdigest())
+
+
+def ramp(shape, dtype, offset):
+    """0, 1, ... 6, 0, 1, ... plus an offset: small integers, exact in every dtype and every sum."""
+    count = int(np.prod(shape))
+    return (np.arange(count) % 7 + offset).reshape(shape).astype(dtype)
+
+
+@contract
+def sum_over_ranks_is_exact_for_small_integers_in_every_dtype(communicator):
+    size = communicator.size
+    for dtype in FLOATS + INTEGERS:
+        for shape in SHAPES:
+            for _ in range(2):
+                values = ramp(shape, dtype, communicator.rank)
+                result = communicator.all_reduce(values).wait()
+                expected = ramp(shape, np.int64, 0) * size + size * (size - 1) // 2
+                assert result is values
+                assert values.dtype == dtype
+                np.testing.assert_array_equal(values.astype(np.int64), expected)
+
+
+@contract
+def reducing_a_slice_of_an_arena_changes_that_slice_only(communicator):
+    arena = np.full(1000, 5.0, np.float32)
+    communicator.all_reduce(arena[100:357]).wait()
+    assert (arena[100:357] == 5.0 * communicator.size).all()
+    assert (arena[:100] == 5.0).all()
+    assert (arena[357:] == 5.0).all()
+
+
+@contract
+def sums_are_the_same_bits_on_all_ranks_for_every_size(communicator):
+    sizes = [1, 2, 3, 5, 31, 1000, 4097, 16383, 65537, 262_145, 2_500_003]
+    generator = np.random.default_rng(communicator.rank)
+    for dtype in FLOATS:
+        for size in sizes:
+            mine = generator.standard_normal(size).astype(dtype)
+            exact = communicator.all_gather(mine).wait().astype(np.float64).sum(0)
+            scale = np.abs(communicator.all_gather(mine).wait().astype(np.float64)).sum(0)
+            communicator.all_reduce(mine).wait()
+            assert len(set(digests(communicator, mine))) == 1, (dtype, size)
+            # (size - 1) additions in the wire dtype, and one rounding to the dtype.
+            tolerance = 4 * scale * float(ml_dtypes.finfo(dtype).eps)
+            assert (np.abs(mine.astype(np.float64) - exact) <= tolerance).all(), (dtype, size)
+
+
+@contract
+def largest_and_smallest_are_found(communicator):
+    for dtype in FLOATS + INTEGERS:
+        for _ in range(2):
+            rank, size = communicator.rank, communicator.size
+            values = np.array([rank, size - rank, 3], dtype)
+            largest = communicator.all_reduce(values.copy(), "max").wait()
+            smallest = communicator.all_reduce(values.copy(), "min").wait()
+            np.testing.assert_array_equal(largest.astype(int), [size - 1, size, 3])
+            np.testing.assert_array_equal(smallest.astype(int), [0, 1, 3])
+
+
+@contract
+def nan_on_any_one_rank_reaches_all_ranks(communicator):
+    for op in ("sum", "max", "min"):
+        for culprit in range(communicator.size):
+            values = np.ones(5, np.float32)
+            if communicator.rank == culprit:
+                values[2] = np.nan
+            communicator.all_reduce(values, op).wait()
+            np.testing.assert_array_equal(np.isnan(values), [False, False, True, False, False])
+
+
+@contract
+def sixteen_bit_floats_are_summed_in_float32_and_rounded_once(communicator):
+    ones = communicator.size - 1
+    for dtype, large in ((np.float16, 2048.0), (ml_dtypes.bfloat16, 256.0)):
+        values = np.array([large if communicator.rank == 0 else 1.0], dtype)
+        communicator.all_reduce(values).wait()
+        assert float(values[0]) == float(np.float32(large + ones).astype(dtype))
+
+
+@contract
+def a_float16_sum_that_is_too_large_is_infinite_without_a_warning(communicator):
+    values = np.full(3, 60000.0, np.float16)
+    communicator.all_reduce(values).wait()
+    expected = 60000.0 if communicator.size == 1 else np.inf
+    assert (values.astype(np.float32) == np.float32(np.float16(expected))).all()
+
+
+@contract
+def several_reductions_may_be_pending_and_are_awaited_in_any_order(communicator):
+    arena = np.ones(3_000_001, np.float32)
+    parts = [arena[start : start + 600_000] for start in range(0, arena.size, 600_000)]
+    pendings = [communicator.all_reduce(part) for part in parts]
+    communicator.progress()
+    for pending in reversed(pendings):
+        pending.wait()
+    assert (arena == communicator.size).all()
+
+
+@contract
+def a_blocking_collective_may_come_while_many_reductions_are_pending(communicator):
+    arena = np.ones(12_000_000, np.float32)
+    pending = communicator.all_reduce(arena)
+    assert communicator.broadcast_object(communicator.rank) == 0
+    communicator.barrier()
+    pending.wait()
+    assert (arena == communicator.size).all()
+
+
+@contract
+def testing_a_pending_reduction_is_enough_to_finish_it(communicator):
+    for _ in range(2):
+        values = np.full(1_200_000, communicator.rank + 1.0)
+        pending = communicator.all_reduce(values)
+        deadline = time.monotonic() + 30
+        while not pending.test():
+            assert time.monotonic() < deadline
+        expected = communicator.size * (communicator.size + 1) / 2
+        assert (values == expected).all()
+        assert pending.wait() is values
+
+
+@contract
+def broadcast_gives_every_rank_the_values_of_each_root(communicator):
+    dtypes = [*FLOATS, *INTEGERS, np.bool_, np.complex64]
+    for root in range(communicator.size):
+        for dtype in dtypes:
+            for shape in SHAPES:
+                values = ramp(shape, dtype, communicator.rank)
+                result = communicator.broadcast(values, root).wait()
+                assert result is values
+                np.testing.assert_array_equal(values, ramp(shape, dtype, root))
+
+
+@contract
+def all_gather_stacks_the_arrays_by_rank(communicator):
+    for dtype in [*FLOATS, *INTEGERS, np.bool_, np.complex64]:
+        for shape in [*SHAPES, (70_001,)]:
+            for _ in range(2):
+                mine = ramp(shape, dtype, communicator.rank)
+                gathered = communicator.all_gather(mine).wait()
+                assert gathered.shape == (communicator.size, *shape)
+                assert gathered.dtype == dtype
+                for rank in range(communicator.size):
+                    np.testing.assert_array_equal(gathered[rank], ramp(shape, dtype, rank))
+
+
+@contract
+def a_gathered_array_belongs_to_the_rank_that_has_it(communicator):
+    mine = np.zeros(3)
+    gathered = communicator.all_gather(mine).wait()
+    gathered[...] = communicator.rank + 1
+    communicator.barrier()
+    assert (mine == 0).all()
+    assert (gathered == communicator.rank + 1).all()
+
+
+@contract
+def large_arrays_of_odd_length_arrive_whole(communicator):
+    count = 17_000_003  # 68 MB: several pieces of every kind, the last one short
+    values = np.arange(count, dtype=np.float32) % 1000 + communicator.rank
+    gathered = communicator.all_gather(values).wait()
+    for rank in range(communicator.size):
+        assert (gathered[rank] == np.arange(count, dtype=np.float32) % 1000 + rank).all()
+    del gathered
+    communicator.all_reduce(values).wait()
+    size = communicator.size
+    expected = (np.arange(count, dtype=np.float32) % 1000) * size + size * (size - 1) // 2
+    assert (values == expected).all()
+    values += communicator.rank
+    communicator.broadcast(values, size - 1).wait()
+    assert (values == expected + (size - 1)).all()
+
+
+@contract
+def objects_travel(communicator):
+    for root in range(communicator.size):
+        sent = {"rank": communicator.rank, "text": "x" * 100_000, "none": None}
+        received = communicator.broadcast_object(sent, root)
+        assert received["rank"] == root
+        assert len(received["text"]) == 100_000
+    ranks = communicator.all_gather_object((communicator.rank, communicator.host))
+    assert [rank for rank, _ in ranks] == list(range(communicator.size))
+
+
+@contract
+def nobody_passes_a_barrier_before_the_last_rank_comes(communicator):
+    for late in range(communicator.size):
+        communicator.barrier()
+        begin = time.monotonic()
+        if communicator.rank == late:
+            time.sleep(0.1)
+        communicator.barrier()
+        assert time.monotonic() - begin > 0.05
+
+
+@contract
+def ranks_of_a_host_are_numbered_from_zero(communicator):
+    everyone = communicator.all_gather_object(
+        (communicator.host, communicator.local_rank, communicator.local_size)
+    )
+    for host, _, local_size in everyone:
+        numbers = sorted(number for other, number, _ in everyone if other == host)
+        assert numbers == list(range(local_size))
+
+
+@contract
+def split_makes_groups_ordered_by_key_that_work_by_themselves(communicator):
+    for _ in range(2):
+        color = communicator.rank % 2
+        with communicator.split(color, key=-communicator.rank) as group:
+            members = [rank for rank in range(communicator.size) if rank % 2 == color]
+            assert group.size == len(members)
+            assert group.rank == len(members) - 1 - members.index(communicator.rank)
+            values = np.array([float(communicator.rank)])
+            group.all_reduce(values).wait()
+            assert values[0] == sum(members)
+            assert len(set(group.all_gather_object(group.label))) == 1
+    communicator.barrier()
+
+
+@contract
+def a_split_of_a_split_works(communicator):
+    with communicator.split(0) as whole, whole.split(whole.rank // 2) as pair:
+        values = np.ones(1)
+        pair.all_reduce(values).wait()
+        assert values[0] == pair.size
+        whole.barrier()
+
+
+@contract
+def wrong_arguments_raise_before_anything_is_sent(communicator):
+    good = np.ones((4, 4), np.float32)
+    read_only = good.copy()
+    read_only.flags.writeable = False
+    objects = np.array([None, {}], object)
+    size = communicator.size
+    wrong = [
+        (TypeError, "NumPy or CuPy array, got list", lambda: communicator.all_reduce([1.0])),
+        (TypeError, "got float", lambda: communicator.broadcast(1.0)),
+        (TypeError, "got str", lambda: communicator.all_gather("x")),
+        (ValueError, "not C-contiguous", lambda: communicator.all_reduce(good[:, 1])),
+        (ValueError, "not C-contiguous", lambda: communicator.broadcast(good.T[1:])),
+        (ValueError, "not C-contiguous", lambda: communicator.all_gather(good[::2, ::2])),
+        (ValueError, "read-only", lambda: communicator.all_reduce(read_only)),
+        (ValueError, "read-only", lambda: communicator.broadcast(read_only)),
+        (ValueError, '"max" or "min", got \'mean\'', lambda: communicator.all_reduce(good, "mean")),
+        (TypeError, "complex64", lambda: communicator.all_reduce(good.astype(np.complex64))),
+        (TypeError, "bool", lambda: communicator.all_reduce(good.astype(np.bool_))),
+        (TypeError, ">f4", lambda: communicator.all_reduce(good.astype(">f4"))),
+        (TypeError, "Python objects", lambda: communicator.broadcast(objects)),
+        (TypeError, "Python objects", lambda: communicator.all_gather(objects)),
+        (ValueError, f"got {size}", lambda: communicator.broadcast(good, root=size)),
+        (ValueError, "got -1", lambda: communicator.broadcast_object(1, root=-1)),
+        (ValueError, "color must be >= 0, got -1", lambda: communicator.split(-1)),
+    ]
+    before = communicator.sequence
+    for kind, message, call in wrong:
+        with pytest.raises(kind) as caught:
+            call()
+        assert message in str(caught.value)
+        assert f"rank {communicator.rank} of {size}" in str(caught.value)
+    assert communicator.sequence == before
+    assert (communicator.all_reduce(good).wait() == size).all()
+
+
+@contract
+def a_read_only_array_can_be_gathered(communicator):
+    values = np.arange(3)
+    values.flags.writeable = False
+    assert communicator.all_gather(values).wait().shape == (communicator.size, 3)
+
+
+@contract
+def collectives_are_counted(communicator):
+    before = communicator.sequence, communicator.calls["all_reduce"], communicator.calls["barrier"]
+    communicator.all_reduce(np.ones(2_000_000)).wait()
+    communicator.all_reduce(np.ones(1)).wait()
+    communicator.barrier()
+    after = communicator.sequence, communicator.calls["all_reduce"], communicator.calls["barrier"]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [3, 2, 1]
+
+
+@contract
+def a_closed_communicator_refuses_to_work(communicator):
+    group = communicator.split(0)
+    group.close()
+    group.close()
+    with pytest.raises(CommunicatorError, match=r"all_reduce.* on a closed communicator"):
+        group.all_reduce(np.ones(1))
+    communicator.barrier()

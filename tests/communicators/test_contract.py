@@ -1,0 +1,17 @@
+import pytest
+from communicator_contract import CONTRACT
+
+from distopt.communicators import LocalCommunicator
+from distopt.testing import world
+
+
+@pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
+def test_one_rank_by_itself(check):
+    with LocalCommunicator() as communicator:
+        check(communicator)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
+def test_threads_as_ranks(check, ranks):
+    world(ranks, check)

@@ -1,0 +1,244 @@
+"""Training over ranks as threads; the same claims under mpirun are in tests/distributed."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import training
+
+from distopt.communicators import connect
+from distopt.errors import CheckpointError, CommunicatorError, NonFiniteError
+from distopt.testing import world
+from distopt.trainer import Settings
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """What one process gets on the whole global batch."""
+    with connect("local") as communicator:
+        return training.state(training.run(training.trainer(communicator, global_batch=17)))
+
+
+@pytest.mark.parametrize(("ranks", "replicas"), [(2, 1), (3, 1), (4, 1), (1, 3), (2, 2), (3, 2)])
+def test_any_split_of_the_global_batch_trains_as_one_process_does(alone, ranks, replicas):
+    # 17 examples over 2 to 6 replicas: always uneven.
+    def run(communicator):
+        return training.state(training.run(training.trainer(communicator, replicas, global_batch=17)))
+
+    results = world(ranks, run)
+    for name, expected in alone.items():
+        for found in results:
+            # Sums are taken in another order: float32 rounding, grown over 4 steps.
+            np.testing.assert_allclose(found[name], expected, rtol=2e-4, atol=2e-6, err_msg=name)
+        for found in results[1:]:
+            np.testing.assert_array_equal(found[name], results[0][name], err_msg=name)
+
+
+def test_logged_loss_is_that_of_the_global_batch_with_weight_decay_once(tmp_path):
+    def run(communicator):
+        made = training.trainer(communicator, global_batch=17, steps=1)
+        variables = {v.name: v.numpy() for v in made.replicas[0].variables}
+        path = tmp_path / "m.jsonl" if communicator.rank == 0 else None
+        training.run(made, path)
+        return variables
+
+    variables = world(3, run)[0]
+    logged = json.loads((tmp_path / "m.jsonl").read_text())
+    with connect("local") as communicator:
+        made = training.trainer(communicator, global_batch=17)
+        batch = made._make_batches(0)[0]
+        logits = made.replicas[0]._logits  # at the same initial values
+        with made.replicas[0]._graph.as_default():
+            values = logits(batch.images).numpy().astype("f8")
+    exponentials = np.exp(values - values.max(1, keepdims=True))
+    probabilities = exponentials / exponentials.sum(1, keepdims=True)
+    cross_entropy = -np.log(probabilities[np.arange(17), batch.labels]).mean()
+    decay = 0.01 * 0.5 * np.sum(variables["logits/weights"].astype("f8") ** 2)
+    assert logged["loss"] == pytest.approx(cross_entropy + decay, rel=1e-5)
+    assert logged["examples"] == 17
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_resuming_gives_the_bits_of_an_undisturbed_run(tmp_path, ranks):
+    def run(communicator):
+        whole = training.run(training.trainer(communicator, steps=8))
+        first = training.trainer(communicator, steps=4, output=tmp_path)
+        training.run(first)
+        communicator.barrier()  # rank 0 has written
+        second = training.trainer(communicator, steps=8, output=tmp_path)
+        assert second.resume()
+        assert second.step == 4
+        training.run(second)
+        return training.state(whole), training.state(second)
+
+    for whole, resumed in world(ranks, run):
+        assert whole.keys() == resumed.keys()
+        for name, expected in whole.items():
+            np.testing.assert_array_equal(resumed[name], expected, err_msg=name)
+
+
+def test_resuming_refuses_another_run_and_starts_anew_without_a_checkpoint(tmp_path):
+    with connect("local") as communicator:
+        assert not training.trainer(communicator, output=tmp_path).resume()
+        training.run(training.trainer(communicator, output=tmp_path))
+        with pytest.raises(CheckpointError, match="trained with seed 0, this run has 1"):
+            training.trainer(communicator, output=tmp_path, seed=1).resume()
+        with pytest.raises(CheckpointError, match="trained with global_batch 16, this run has 8"):
+            training.trainer(communicator, output=tmp_path, global_batch=8).resume()
+        with pytest.raises(CheckpointError, match="give --output"):
+            training.trainer(communicator).resume()
+
+
+def test_an_unreadable_checkpoint_raises_on_every_rank(tmp_path):
+    (tmp_path / "checkpoint-00000004.safetensors").write_bytes(b"cut off")
+
+    def run(communicator):
+        with pytest.raises(CheckpointError, match="truncated or altered"):
+            training.trainer(communicator, output=tmp_path).resume()
+        return "raised"
+
+    assert world(3, run) == ["raised"] * 3
+
+
+@pytest.mark.parametrize("guilty", [0, 2])
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all_before_the_update(guilty):
+    def run(communicator):
+        made = training.trainer(communicator, steps=4)
+        before = training.state(made)
+        if communicator.rank == guilty:
+            make = made._make_batches
+
+            def spoiled(step):
+                batches = make(step)
+                batches[0].images[0, 0, 0, 0] = np.nan
+                return batches
+
+            made._make_batches = spoiled
+        with pytest.raises(NonFiniteError) as caught:
+            training.run(made)
+        after = training.state(made)
+        assert all(np.array_equal(after[name], value) for name, value in before.items())
+        return str(caught.value)
+
+    for message in world(3, run):
+        assert f"not finite at step 1: rank {guilty} on " in message
+        assert "1 of its images are not finite" in message
+
+
+def test_evaluation_counts_every_example_once_on_any_number_of_ranks():
+    def run(communicator):
+        made = training.run(training.trainer(communicator))
+        return made.evaluate(training.data("test", 29)), made.evaluate(training.data("test", 2), averaged=True)
+
+    (expected, few), *_ = world(1, run)
+    assert (expected["examples"], few["examples"]) == (29, 2)
+    for ranks in (2, 3, 4):  # with 2 examples, ranks are left without any
+        for found, found_few in world(ranks, run):
+            assert found == pytest.approx(expected, rel=1e-4)
+            assert found_few == pytest.approx(few, rel=1e-4)
+
+
+def test_evaluating_averages_leaves_the_weights_alone():
+    with connect("local") as communicator:
+        made = training.run(training.trainer(communicator))
+        before = made.weights()
+        raw = made.evaluate(training.data("test"))
+        averaged = made.evaluate(training.data("test"), averaged=True)
+        assert raw["loss"] != averaged["loss"]
+        for name, value in made.weights().items():
+            np.testing.assert_array_equal(value, before[name])
+
+
+def test_ranks_started_differently_are_told_so():
+    def run(communicator):
+        with pytest.raises(CommunicatorError) as caught:
+            training.trainer(communicator, seed=int(communicator.rank == 2))
+        return str(caught.value)
+
+    for message in world(3, run):
+        assert "rank 2 on " in message
+        assert "has other settings than rank 0: seed: 1 instead of 0" in message
+
+
+def test_a_global_batch_smaller_than_the_replicas_is_refused_on_every_rank():
+    def run(communicator):
+        with pytest.raises(ValueError, match="batch of 5 can't be cut for 3 ranks x 2 replicas"):
+            training.trainer(communicator, 2, global_batch=5)
+        return "raised"
+
+    assert world(3, run) == ["raised"] * 3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"global_batch": 0},
+        {"steps": -1},
+        {"learning_rate": -0.1},
+        {"learning_rate": float("inf")},
+        {"log_every": 0},
+        {"checkpoint_every": 0},
+        {"seed": -1},
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=name):
+        Settings(**{"global_batch": 4, "steps": 1, **wrong})
+
+
+def test_a_signal_stops_after_a_whole_step_with_a_checkpoint(tmp_path):
+    with connect("local") as communicator:
+        made = training.trainer(communicator, steps=100_000, output=tmp_path)
+        handler = signal.getsignal(signal.SIGUSR1)
+        started = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1))
+        started.start()
+        began = time.monotonic()
+        training.run(made)
+        assert time.monotonic() - began < 60
+        assert signal.getsignal(signal.SIGUSR1) is handler
+        assert 0 < made.step < 100_000
+        resumed = training.trainer(communicator, steps=100_000, output=tmp_path)
+        assert resumed.resume()
+        assert resumed.step == made.step
+
+
+def test_a_step_allocates_nothing_large_after_the_first():
+    from distopt.backend import memory_pool
+
+    with connect("local") as communicator:
+        task = training.TASK
+        made = training.trainer(communicator, task=task, train_data=training.data(count=400), global_batch=256)
+        training.run(made)
+        misses = memory_pool.misses
+        again = training.trainer(
+            communicator, task=task, train_data=training.data(count=400), global_batch=256, steps=12
+        )
+        training.run(again)
+        # A second trainer needs no more than its own arena and slots.
+        assert memory_pool.misses - misses <= 6
+
+
+def test_metrics_file_has_a_record_per_logging_step(tmp_path):
+    with connect("local") as communicator:
+        training.run(training.trainer(communicator, steps=4, log_every=2), tmp_path / "m.jsonl")
+    records = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records] == [2, 4]
+    assert records[0]["examples"] == 32
+    assert records[0]["learning_rate"] == 0.05
+    assert set(records[0]["phases_ms"]) == {
+        "input",
+        "forward",
+        "backward",
+        "exposed communication",
+        "apply",
+    }
+    assert records[0]["ms_per_step"] >= sum(records[0]["phases_ms"].values()) * 0.5
