@@ -297,9 +297,7 @@ def _two_ranks() -> Row:
     fix = "read the message, then try by hand: bash launch/local.sh -n 2 -- train digits"
     begin = time.perf_counter()
     try:
-        done = launcher.run(
-            2, [sys.executable, "-c", _TWO_RANKS], timeout_seconds=_RANKS_SECONDS, threads=1
-        )
+        done = launcher.run(2, [sys.executable, "-c", _TWO_RANKS], timeout_seconds=_RANKS_SECONDS, threads=1)
     except subprocess.TimeoutExpired:
         return Row(part, "missing", f"no answer within {_RANKS_SECONDS} s", fix, needed=True)
     except LaunchError as error:

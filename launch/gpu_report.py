@@ -51,9 +51,7 @@ def _output(*command: str) -> str | None:
 
 
 def _gpus() -> list[dict[str, str]]:
-    query = _output(
-        "nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits"
-    )
+    query = _output("nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits")
     rows = [line.split(", ") for line in (query or "").splitlines()]
     return [dict(zip(_GPU_FIELDS, row, strict=False)) for row in rows]
 

@@ -49,9 +49,7 @@ def test_every_row_that_is_not_ok_says_how_to_mend_it(no_launch, tmp_path):
         assert row.state == "ok" or row.fix, row
 
 
-def test_without_mpi4py_the_report_names_it_and_the_exit_code_is_one(
-    no_launch, monkeypatch, capsys
-):
+def test_without_mpi4py_the_report_names_it_and_the_exit_code_is_one(no_launch, monkeypatch, capsys):
     monkeypatch.undo()
     present = doctor._version
     monkeypatch.setattr(doctor, "_gpu", list)

@@ -93,9 +93,7 @@ def scripts(tmp_path):
     shutil.copytree(ROOT / "launch", clone / "launch")
     (clone / "pyproject.toml").write_text(PYPROJECT)
     (clone / "backend.py").write_text(BACKEND)
-    (clone / "command.py").write_text(
-        "import sys\ndef main():\n    print('arguments', *sys.argv[1:])\n"
-    )
+    (clone / "command.py").write_text("import sys\ndef main():\n    print('arguments', *sys.argv[1:])\n")
     home = tmp_path / "home"
     home.mkdir()
     return Scripts(clone, home)

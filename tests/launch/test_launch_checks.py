@@ -20,9 +20,7 @@ def test_script(scripts, program, tmp_path):
     def run(*arguments, failing=None, **environment):
         for tool in TOOLS:
             code = (failing or {}).get(tool, 0)
-            program(
-                tmp_path / "tools" / "bin" / tool, f'#!/bin/sh\necho "{tool} $*"\nexit {code}\n'
-            )
+            program(tmp_path / "tools" / "bin" / tool, f'#!/bin/sh\necho "{tool} $*"\nexit {code}\n')
         return scripts.run(
             "launch/test.sh", "--no-setup", *arguments,
             DISTOPT_VENV=str(tmp_path / "tools"), **environment,
@@ -77,9 +75,7 @@ needs_cupy = pytest.mark.skipif(
 
 
 @needs_cupy
-@pytest.mark.skipif(
-    backend.gpu_status().usable, reason="there is a GPU: gpu-check.sh would measure"
-)
+@pytest.mark.skipif(backend.gpu_status().usable, reason="there is a GPU: gpu-check.sh would measure")
 def test_gpu_check_without_a_gpu_shows_the_skipped_tests_and_succeeds(scripts, tmp_path):
     shutil.rmtree(scripts.clone / "distopt", ignore_errors=True)
     shutil.copytree("distopt", scripts.clone / "distopt", ignore=shutil.ignore_patterns("__pyc*"))
@@ -106,9 +102,7 @@ def test_gpu_check_without_a_gpu_shows_the_skipped_tests_and_succeeds(scripts, t
 
 @pytest.fixture
 def gpu_report(scripts):
-    spec = importlib.util.spec_from_file_location(
-        "gpu_report", scripts.clone / "launch" / "gpu_report.py"
-    )
+    spec = importlib.util.spec_from_file_location("gpu_report", scripts.clone / "launch" / "gpu_report.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -26,9 +26,7 @@ CORES = usable_cores()
 @pytest.fixture
 def environment(tmp_path, program):
     """An environment folder with a distopt that prints its arguments."""
-    program(
-        tmp_path / "env" / "bin" / "distopt", '#!/bin/sh\necho "distopt $*"\nexit "${CODE:-0}"\n'
-    )
+    program(tmp_path / "env" / "bin" / "distopt", '#!/bin/sh\necho "distopt $*"\nexit "${CODE:-0}"\n')
     return str(tmp_path / "env")
 
 
@@ -55,9 +53,7 @@ def test_the_exit_code_is_that_of_the_job(scripts, environment, launcher_stub):
 def test_dry_run_prints_the_command_and_starts_nothing(scripts, environment, launcher_stub):
     stub = str(launcher_stub(OPEN_MPI))
     many = str(CORES + 1)
-    done = start(
-        scripts, environment, "-n", many, "--dry-run", "--", "train", "digits", DISTOPT_MPIRUN=stub
-    )
+    done = start(scripts, environment, "-n", many, "--dry-run", "--", "train", "digits", DISTOPT_MPIRUN=stub)
     lines = done.stdout.splitlines()
     assert lines[-1].split() == [
         stub, "-n", many, "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none",

@@ -143,9 +143,7 @@ def why_no_slurm():
     if shutil.which("sbatch") is None:
         return "there is no sbatch here"
     try:
-        ping = subprocess.run(
-            ["scontrol", "ping"], capture_output=True, text=True, timeout=20, check=False
-        )
+        ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=20, check=False)
     except subprocess.TimeoutExpired:
         return "slurmctld does not answer"
     return "" if " UP" in ping.stdout else "no slurmctld is running (is SLURM_CONF set?)"

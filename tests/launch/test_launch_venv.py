@@ -31,9 +31,7 @@ def test_first_run_makes_it_and_the_second_is_done_at_once(scripts):
     with (scripts.clone / "pyproject.toml").open("a") as file:
         file.write("# another line\n")
     assert "installing distopt[local]" in scripts.run("launch/venv.sh").stderr
-    assert "installing distopt[local,test]" in (
-        scripts.run("launch/venv.sh", "--extras", "test").stderr
-    )
+    assert "installing distopt[local,test]" in (scripts.run("launch/venv.sh", "--extras", "test").stderr)
     assert "is up to date" in scripts.run("launch/venv.sh", "--extras", "local").stderr
     assert keep.exists()
 
