@@ -16,7 +16,7 @@ MPICH that is installed beside distopt, or else on PATH. Ends with its exit code
   --dry-run        print the command and the variables instead of running it
   --help           this text
 
-More ranks than cores is allowed: then idle ranks yield their core.
+More ranks than cores are allowed. Waiting ranks yield their core (OMPI_MCA_mpi_yield_when_idle=0 if not).
 
 Stopping: the first Ctrl-C, TERM or USR1 is sent to all ranks as USR1, the one signal that every MPI
 launcher passes on without killing the ranks itself; the second ends the job at once.
@@ -94,17 +94,18 @@ if [ "$family" = openmpi ]; then
   # mapping has to be allowed by name.
   if [ "$bind" = core ]; then command+=(--map-by "slot:PE=$threads" --bind-to core)
   else command+=(--map-by ":OVERSUBSCRIBE" --bind-to "$bind"); fi
-  # Open MPI's UCX component for windows prints an error at every start and is not used on one machine.
-  command+=(--mca osc ^ucx)
-  # Waiting ranks spin: on shared cores they would spin in the way of those they wait for.
-  if [ "$ranks" -gt "$cores" ]; then command+=(--mca mpi_yield_when_idle 1); fi
+  # Waiting ranks spin. On cores that are shared, with more ranks or with anything else, they spin in the way
+  # of those that they wait for, and an allreduce takes 10 to 60 times as long.
+  export OMPI_MCA_mpi_yield_when_idle=${OMPI_MCA_mpi_yield_when_idle:-1}
+  # Its UCX component for windows prints an error at every start, and is of no use on one machine.
+  export OMPI_MCA_osc=${OMPI_MCA_osc:-^ucx}
 else
   if [ "$bind" = core ]; then command+=(-bind-to "core:$threads"); else command+=(-bind-to "$bind"); fi
 fi
 command+=("$distopt" "$@")
 
 if [ "$dry_run" = 1 ]; then
-  env | grep -E '^(OMP_NUM_THREADS|OPENBLAS_NUM_THREADS|MKL_NUM_THREADS|OMPI_ALLOW_[A-Z_]+|DISTOPT_[A-Z_]+)=' | sort
+  env | grep -E '^(OMP_NUM_THREADS|OPENBLAS_NUM_THREADS|MKL_NUM_THREADS|OMPI_[A-Za-z_]+|DISTOPT_[A-Z_]+)=' | sort
   printf '%q ' "${command[@]}"
   printf '\n'
   exit 0

@@ -97,7 +97,7 @@ What to run next:
   distopt doctor                                       what this machine has, and what is missing
   bash launch/local.sh -n 2 -- train cifar10 --output runs/cifar10
                                                        the tutorial's network on real CIFAR-10
-  distopt evaluate cifar10 --output runs/cifar10       its test accuracy, raw and averaged weights
+  distopt evaluate runs/cifar10                        the test accuracy of the weights it saved
   distopt bench scaling --ranks 1,2                    what another rank brings on this machine
   bash launch/test.sh                                  the whole test suite
 NEXT
