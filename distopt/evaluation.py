@@ -52,8 +52,9 @@ def evaluate_file(
     height, width, channels = data.images.shape[1:]
     replica = Replica(task.model, task.augmentation.output_shape((height, width, channels)), device, seed=0)
     if averaged:
-        names = ExponentialMovingAverage(task.average_decay)
-        arrays = {v.name: arrays.get(names.average_name(v), arrays.get(v.name)) for v in replica.variables}
+        averages = ExponentialMovingAverage(task.average_decay)
+        names = {v.name: averages.average_name(v) for v in replica.variables}
+        arrays |= {name: arrays[average] for name, average in names.items() if average in arrays}
     load_weights(path, replica, arrays)
     return task.name, evaluate(replica, task, data, communicator)
 

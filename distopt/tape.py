@@ -86,9 +86,10 @@ class Context:
         output: the array it returned; set after the forward half.
         needs: per input, whether its gradient is wanted. In the forward half: whether any tape watches it.
         saved: whatever the forward half leaves for the backward half.
+        is_last: whether the backward half is called for the last time, and may let go of what was saved.
     """
 
-    __slots__ = ("destinations", "inputs", "needs", "options", "output", "saved")
+    __slots__ = ("destinations", "is_last", "inputs", "needs", "options", "output", "saved")
 
     def __init__(self, inputs: tuple[Any, ...], options: dict[str, Any], needs: tuple[bool, ...]) -> None:
         self.inputs = inputs
@@ -96,6 +97,7 @@ class Context:
         self.needs = needs
         self.output: Any = None
         self.saved: Any = None
+        self.is_last = False
         self.destinations: tuple[Array | None, ...] = ()
 
     @property
@@ -402,6 +404,7 @@ def _backward(
         if total is not None and total.value is not None:
             context.needs = relevant
             context.destinations = _destinations(node, relevant, wanted, sums, into_arena)
+            context.is_last = release and len(node.tapes) == 1
             backward = node.primitive.backward
             if backward is None:
                 raise RuntimeError(f"primitive {node.primitive.name!r} has no gradient")
@@ -419,7 +422,7 @@ def _backward(
                 if uses[key] == 0:
                     emitted.add(key)
                     yield _final(sums.pop(key, None), operand, into_arena), operand
-        if release and len(node.tapes) == 1:
+        if context.is_last:
             node.context = None
 
     for key, source in wanted.items():

@@ -54,9 +54,8 @@ def chain(
 @chain.gradient
 def _(context: Context, upstream: Any) -> tuple[Any, ...]:
     out = [context.destination(position) for position in range(1, len(context.inputs))]
-    # A persistent tape may come again, and the pass can't know: what it kept stays.
     by_x, by_parameters = context.saved.backward(
-        upstream, input_gradient=context.needs[0], out=out, keep=True
+        upstream, input_gradient=context.needs[0], out=out, keep=not context.is_last
     )
     return by_x, *by_parameters
 

@@ -10,7 +10,7 @@ import numpy as np
 from distopt import transforms
 from distopt.aggregators import Aggregator, GradientAggregator, Pair, Ticket
 from distopt.backend import Array
-from distopt.elementwise import Elementwise
+from distopt.elementwise import Rule
 from distopt.optimizers.slots import Slots, arena_runs, as_dense
 from distopt.schedules import LearningRateSchedule
 from distopt.tape import GradientTape, Tensor
@@ -45,7 +45,7 @@ class Optimizer:
             `global_clipnorm`.
     """
 
-    rule: ClassVar[Elementwise]
+    rule: ClassVar[Rule]
     slots: ClassVar[Mapping[str, float]] = {}
     # Whether rows without a gradient stay as they are (TensorFlow calls that lazy), or are updated too.
     sparse_rows_only: ClassVar[bool] = True
