@@ -44,7 +44,7 @@ class GradientDescent(Optimizer):
         >>> optimizer = GradientDescent(0.1)
         >>> optimizer.minimize(lambda: x**2 + x * y + 3, [x, y])
         1
-        >>> print(x.numpy(), y.numpy())
+        >>> print(x.numpy().round(4), y.numpy().round(4))
         3.7 2.5
     """
 
