@@ -89,7 +89,9 @@ def train(
         if resumed:
             progress.say(f"resumed after step {trainer.step}")
         first_step = trainer.step
-        metrics = MetricsFile(output / METRICS_FILE if output and leads else None, append=resumed)
+        metrics = MetricsFile(
+            output / METRICS_FILE if output and leads else None, first_step if resumed else None
+        )
         seconds = trainer.run(progress, metrics)
         raw = trainer.evaluate(test)
         averaged = trainer.evaluate(test, averaged=True)

@@ -47,14 +47,20 @@ class MetricsFile:
 
     Args:
         path: the file; None writes nothing.
-        append: go on with an existing file (a resumed run) instead of starting it anew.
+        resumed_step: go on with an existing file (a resumed run), whose records of later steps are
+            dropped: those steps are done again. None starts anew.
     """
 
-    def __init__(self, path: Path | None, append: bool = False) -> None:
+    def __init__(self, path: Path | None, resumed_step: int | None = None) -> None:
         self._file: TextIO | None = None
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a" if append else "w", encoding="utf-8")
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = "" if resumed_step is None or not path.exists() else _until(path, resumed_step)
+        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        beside.write_text(kept, encoding="utf-8")
+        beside.replace(path)
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, **record: Any) -> None:
         """Add a record."""
@@ -148,6 +154,19 @@ class Progress:
             self._bar.console.print(text, highlight=False, soft_wrap=True)
         else:
             print(text, file=self._stream, flush=True)
+
+
+def _until(path: Path, step: int) -> str:
+    """Return the records up to a step; a last line that was cut off in writing goes too."""
+    kept: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if line.endswith("\n") and record["step"] <= step:
+            kept.append(line)
+    return "".join(kept)
 
 
 def _is_watched(stream: TextIO) -> bool:

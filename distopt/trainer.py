@@ -285,7 +285,9 @@ class Trainer:
     @contextmanager
     def _stop_on_signals(self) -> Generator[None]:
         def note(number: int, frame: Any) -> None:
-            del number, frame
+            del frame
+            if self._stop_asked and number == signal.SIGINT:
+                raise KeyboardInterrupt  # asked twice: this person does not want to wait
             self._stop_asked = True
 
         before: dict[int, Any] = {}

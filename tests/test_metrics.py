@@ -29,10 +29,17 @@ def test_metrics_are_lines_of_json_written_at_once_and_appended_on_resuming(tmp_
     first.write(step=1, loss=2.5)
     assert json.loads(path.read_text()) == {"step": 1, "loss": 2.5}
     first.close()
-    second = MetricsFile(path, append=True)
+    second = MetricsFile(path, resumed_step=1)
     second.write(step=2)
+    second.write(step=3)
     second.close()
-    assert len(path.read_text().splitlines()) == 2
+    with path.open("a") as file:
+        file.write('{"step": 2, "lo')  # killed while writing
+    third = MetricsFile(path, resumed_step=2)
+    third.write(step=3, again=True)
+    third.close()
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    assert "again" in path.read_text()
     MetricsFile(path).close()
     assert path.read_text() == ""
 
