@@ -66,9 +66,11 @@ def test_a_bar_on_a_terminal_and_on_request(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for style, expected in (("auto", True), ("bar", True), ("lines", False)):
         ours, theirs = pty.openpty()
-        with os.fdopen(theirs, "w") as stream, Progress(10, style=style, stream=stream) as progress:
-            progress.log(5, 1.0, 0.1, 1.0, 1.0)
-        shown = os.read(ours, 65536).decode()
+        with os.fdopen(theirs, "w") as stream:
+            with Progress(10, style=style, stream=stream) as progress:
+                progress.log(5, 1.0, 0.1, 1.0, 1.0)
+            stream.flush()
+            shown = os.read(ours, 65536).decode()
         os.close(ours)
         assert ("\x1b[" in shown) is expected, style
     with pytest.raises(ValueError, match="'auto', 'bar' or 'lines', got 'none'"):
