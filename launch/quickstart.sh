@@ -27,7 +27,7 @@ HELP
 }
 
 die() {
-  printf '\nquickstart: %s\n' "$@" >&2
+  printf '\nquickstart: %s\n' "$*" >&2
   exit 1
 }
 

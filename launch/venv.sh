@@ -24,7 +24,8 @@ HELP
 
 say() { [ "$quiet" = 1 ] || printf '%s\n' "$*" >&2; }
 die() {
-  printf '\n%s\n' "$@" >&2
+  printf '\n' >&2
+  printf '%s\n' "$@" >&2
   exit 1
 }
 
@@ -155,8 +156,9 @@ say "installing distopt[$extras] (the first time: $(
 ) to download; pip's cache is used)"
 loudness=--quiet
 [ -t 2 ] && [ $quiet = 0 ] && loudness=--progress-bar=on
-# PIP_USER and its like would install somewhere else.
-if ! env -u PIP_TARGET -u PIP_PREFIX PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 \
+# PIP_USER and its like would install somewhere else; pip's five retries of every package take minutes to say
+# that there is no network.
+if ! env -u PIP_TARGET -u PIP_PREFIX PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_RETRIES="${PIP_RETRIES:-2}" \
   "$venv/bin/python" -m pip install "$loudness" --editable "${root}[$extras]" >&2; then
   die "The packages could not be installed; pip's own message is above. If it can't reach its index:" \
     "  behind a proxy:     export HTTPS_PROXY=http://PROXY:PORT" \
