@@ -51,9 +51,7 @@ def transforms(outputs: int, taps: int) -> tuple[Array, Array, Array]:
     """
     tile = outputs + taps - 1
     if not 2 <= tile <= len(_POINTS) + 1:
-        raise ValueError(
-            f"F({outputs}, {taps}) needs {tile} points; 2 to {len(_POINTS) + 1} are possible."
-        )
+        raise ValueError(f"F({outputs}, {taps}) needs {tile} points; 2 to {len(_POINTS) + 1} are possible.")
     points = _POINTS[: tile - 1]
 
     def vandermonde(columns: int) -> list[list[Fraction]]:
@@ -61,8 +59,7 @@ def transforms(outputs: int, taps: int) -> tuple[Array, Array, Array]:
         return [*finite, [Fraction(int(power == columns - 1)) for power in range(columns)]]
 
     scales = [
-        functools.reduce(lambda a, b: a * b, (p - q for q in points if q != p), Fraction(1))
-        for p in points
+        functools.reduce(lambda a, b: a * b, (p - q for q in points if q != p), Fraction(1)) for p in points
     ] + [Fraction(1)]
     inverse = _inverse(vandermonde(tile))
     analysis = [[scales[i] * inverse[j][i] for j in range(tile)] for i in range(tile)]
@@ -199,9 +196,7 @@ class WinogradKernel:
         tiles = tiles.reshape(tile, tile, n, down, across, depth)
         parts = -(-tile // TILE)  # a tile reaches into this many of the TILE-sized blocks per axis
         # Place in the block first: so the sums run over whole rows of tiles.
-        blocks = self._scratch.take(
-            "blocks", (TILE, TILE, n, down + parts - 1, across + parts - 1, depth)
-        )
+        blocks = self._scratch.take("blocks", (TILE, TILE, n, down + parts - 1, across + parts - 1, depth))
         blocks.fill(0)
         for a in range(parts):
             rows = slice(a * TILE, min(tile, (a + 1) * TILE))
@@ -227,9 +222,7 @@ class WinogradKernel:
             return
         whole = self._scratch.take("whole", tiles.shape)
         whole[...] = tiles
-        y[...] = whole.reshape(n, down * TILE, across * TILE, outputs)[
-            :, : y.shape[1], : y.shape[2]
-        ]
+        y[...] = whole.reshape(n, down * TILE, across * TILE, outputs)[:, : y.shape[1], : y.shape[2]]
 
     def _gather_outputs(self, dy: Array) -> Array:
         """Copy dy [n, H, W, K] to disjoint tiles [m * m, n * tile rows * tile columns * K]."""

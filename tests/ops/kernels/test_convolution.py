@@ -53,9 +53,7 @@ def test_values_and_gradients_agree_with_the_definition(case, dtype, tolerance):
     dx, (dw, db) = run.backward(dy)
     # The mask is that of the computed values: a rounded zero belongs to neither side.
     masked = dy * (run.output > 0)
-    expected_dx, expected_dw, expected_db = direct.convolution_gradients(
-        x, w, masked, strides, padding
-    )
+    expected_dx, expected_dw, expected_db = direct.convolution_gradients(x, w, masked, strides, padding)
     assert _relative_error(dx, expected_dx) < tolerance
     assert _relative_error(dw, expected_dw) < tolerance
     assert _relative_error(db, expected_db) < tolerance
@@ -138,9 +136,7 @@ def test_values_and_gradients_agree_with_torch(case):
         for size, kernel, stride in zip(x.shape[1:3], w.shape[:2], strides, strict=True)
     ]
     sides = []
-    for (out, before), size, kernel, stride in zip(
-        padded, x.shape[1:3], w.shape[:2], strides, strict=True
-    ):
+    for (out, before), size, kernel, stride in zip(padded, x.shape[1:3], w.shape[:2], strides, strict=True):
         sides.append((before, max((out - 1) * stride + kernel - size, 0) - before))
     tensors = [
         torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True),

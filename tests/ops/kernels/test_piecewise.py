@@ -84,9 +84,7 @@ def test_fused_convolution_and_pooling_equal_the_two_stages(shape, kernel, pool,
     ],
 )
 def test_pairs_that_do_not_pay_stay_as_they_are(stages, kernel):
-    parameters = [
-        (np.zeros(kernel, "float32"),) if isinstance(s, Convolution) else () for s in stages
-    ]
+    parameters = [(np.zeros(kernel, "float32"),) if isinstance(s, Convolution) else () for s in stages]
     assert fused(stages, parameters) == (stages, parameters)
 
 
@@ -139,9 +137,7 @@ def test_a_chains_gradients_agree_with_finite_differences(name):
     values = [
         float(
             (
-                chain.forward(
-                    x + s * directions[0], [(w + s * directions[1], b + s * directions[2])]
-                ).output
+                chain.forward(x + s * directions[0], [(w + s * directions[1], b + s * directions[2])]).output
                 * dy
             ).sum()
         )
