@@ -162,31 +162,34 @@ class ConvolutionMaxPool:
 
 
 def fused(
-    stages: Sequence[Stage], parameters: Sequence[Sequence[Array]]
+    stages: Sequence[Stage], parameters: Sequence[Sequence[Array]], shape: Shape
 ) -> tuple[list[Stage], list[Sequence[Array]]]:
     """Return the chain with `ConvolutionMaxPool` for every pair of stages where that pays.
 
-    It pays for convolutions of stride 1 that go through im2col, if larger patches don't make more
-    than twice the products.
+    It pays for convolutions of stride 1 that go through im2col, if larger patches don't make more than
+    twice the products. `shape` is that of the images that the chain is given.
     """
     result: list[Stage] = []
     arrays: list[Sequence[Array]] = []
+    shapes: list[Shape] = []
     for stage, own in zip(stages, parameters, strict=True):
         before = result[-1] if result else None
         if (
             isinstance(stage, MaxPool)
             and isinstance(before, Convolution)
-            and _pays(before, stage, arrays[-1])
+            and _pays(before, stage, shapes[-1], arrays[-1])
         ):
             result[-1] = ConvolutionMaxPool(before, stage)
         else:
             result.append(stage)
             arrays.append(own)
+            shapes.append(shape)
+        shape = stage.output_shape(shape, own)
     return result, arrays
 
 
-def _pays(convolution: Convolution, pool: MaxPool, parameters: Sequence[Array]) -> bool:
-    if pair(convolution.strides) != (1, 1) or convolution.is_winograd(parameters):
+def _pays(convolution: Convolution, pool: MaxPool, shape: Shape, parameters: Sequence[Array]) -> bool:
+    if pair(convolution.strides) != (1, 1) or convolution.is_winograd(shape, parameters):
         return False
     extra = 1.0
     for window, stride in zip(parameters[0].shape[:2], pair(pool.strides), strict=True):

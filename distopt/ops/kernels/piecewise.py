@@ -78,7 +78,7 @@ class Pass:
         parameters = [*parameters, *[()] * (len(stages) - len(parameters))]
         self._device = device_of(x)
         self._saved: list[list[Saved]] | None = [] if keep else None
-        self._bind(*fused(stages, parameters), x)
+        self._bind(*fused(stages, parameters, x.shape[1:]), x)
         self.output = self._forward(x)
 
     def backward(
