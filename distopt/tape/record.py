@@ -1,0 +1,185 @@
+"""What a tape records: Tensors, and the primitives that made them."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from distopt.backend import Array, asnumpy
+from distopt.variables import Operand
+
+__all__ = ["Context", "Node", "Primitive", "Recorder", "Tensor", "active", "primitive", "primitives"]
+
+_sequence = itertools.count()
+
+
+class Recorder(Protocol):
+    """A tape, as far as primitives need to know it."""
+
+    def watches(self, operand: Any) -> bool:
+        """Tell whether a call on `operand` is to be recorded."""
+        ...
+
+
+class Tensor(Operand):
+    """A computed value: an array, and the record of how it was made where a tape was open.
+
+    Attributes:
+        value: the array.
+    """
+
+    __slots__ = ("__weakref__", "node", "value")
+
+    def __init__(self, value: Any, node: Node | None = None) -> None:
+        self.value: Array = value
+        self.node = node
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+        return tuple(np.shape(self.value))
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the elements."""
+        return self.value.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def numpy(self) -> Array:
+        """Return the value as a NumPy array (waits for the GPU)."""
+        return asnumpy(self.value)
+
+    def __float__(self) -> float:
+        return float(self.numpy())
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __repr__(self) -> str:
+        return f"<Tensor shape={self.shape} dtype={self.dtype} {self.value!r}>"
+
+
+class Context:
+    """What a primitive's two halves share.
+
+    Attributes:
+        inputs: the arrays (or Python numbers) that the primitive was called on.
+        options: its keyword arguments.
+        output: the array it returned; set after the forward half.
+        needs: per input, whether its gradient is wanted. In the forward half: whether any tape watches it.
+        saved: whatever the forward half leaves for the backward half.
+        is_last: whether the backward half is called for the last time, and may let go of what was saved.
+    """
+
+    __slots__ = ("destinations", "inputs", "is_last", "needs", "options", "output", "saved")
+
+    def __init__(self, inputs: tuple[Any, ...], options: dict[str, Any], needs: tuple[bool, ...]) -> None:
+        self.inputs = inputs
+        self.options = options
+        self.needs = needs
+        self.output: Any = None
+        self.saved: Any = None
+        self.is_last = False
+        self.destinations: tuple[Array | None, ...] = ()
+
+    @property
+    def recording(self) -> bool:
+        """Whether the backward half may be called, so that the forward half has to save for it."""
+        return any(self.needs)
+
+    def destination(self, position: int) -> Array | None:
+        """Return the array that the gradient of an input should be written into, or None for any.
+
+        It is the variable's segment of the gradient arena, contiguous and of the input's shape. To use
+        it is optional: the tape copies what was written elsewhere.
+        """
+        return self.destinations[position] if self.destinations else None
+
+
+class Node:
+    """One recorded call."""
+
+    __slots__ = ("context", "inputs", "primitive", "sequence", "tapes")
+
+    def __init__(
+        self,
+        called: Primitive,
+        inputs: tuple[Any, ...],
+        context: Context,
+        tapes: tuple[Recorder, ...],
+    ) -> None:
+        self.primitive = called
+        self.inputs = inputs
+        self.context: Context | None = context
+        self.tapes = tapes
+        self.sequence = next(_sequence)
+
+
+class _Active(threading.local):
+    def __init__(self) -> None:
+        self.tapes: list[Recorder] = []
+
+
+active = _Active()
+"""The open tapes of this thread, outermost first."""
+
+
+_Forward: TypeAlias = Callable[..., Any]
+_Backward: TypeAlias = Callable[[Context, Any], Sequence[Any]]
+
+primitives: dict[str, Primitive] = {}
+"""Every primitive by name; the tests check the gradient of each."""
+
+
+class Primitive:
+    """A function on arrays that tapes can differentiate; made by `@primitive`."""
+
+    def __init__(self, forward: _Forward) -> None:
+        self.__doc__ = forward.__doc__
+        self.__name__ = self.name = forward.__name__
+        self.__module__ = forward.__module__
+        self._forward = forward
+        self.backward: _Backward | None = None
+        if self.name in primitives:
+            raise ValueError(f"there is a primitive named {self.name!r} already")
+        primitives[self.name] = self
+
+    def gradient(self, backward: _Backward) -> _Backward:
+        """Register `backward(context, upstream)`, which returns one gradient (or None) per input.
+
+        It must not change `upstream`, which other nodes may share.
+        """
+        self.backward = backward
+        return backward
+
+    def __call__(self, *inputs: Any, **options: Any) -> Tensor:
+        """Compute on Tensors, Variables, arrays and numbers; leave a node on the tapes that watch them."""
+        values = tuple(i.value if isinstance(i, Operand) else i for i in inputs)
+        tapes = tuple(tape for tape in active.tapes if any(tape.watches(i) for i in inputs))
+        needs = tuple(any(tape.watches(i) for tape in tapes) for i in inputs)
+        context = Context(values, options, needs)
+        output = self._forward(context, *values, **options)
+        if not tapes:
+            return Tensor(output)
+        context.output = output
+        return Tensor(output, Node(self, inputs, context, tapes))
+
+    def __repr__(self) -> str:
+        return f"<primitive {self.name}>"
+
+
+def primitive(forward: _Forward) -> Primitive:
+    """Make a primitive of `forward(context, *arrays, **options) -> array`.
+
+    Positional arguments are what it can be differentiated by, keyword arguments are options. Its
+    vector-Jacobian product is given with `@name.gradient`.
+    """
+    return Primitive(forward)
