@@ -31,7 +31,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, cast
 
 import numpy as np
 from mpi4py import MPI
@@ -366,7 +366,7 @@ class MpiCommunicator(Communicator):
     def _split(self, color: int, key: int, label: str, call: Call, number: int) -> Communicator:
         with self._waiting(call.operation, number):
             self._start_all()
-            part = self._mpi.Split(color, key)
+            part = cast("MPI.Intracomm", self._mpi.Split(color, key))
             child = MpiCommunicator._child(part, self, label)
             part.Free()
         return child
