@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -201,6 +203,76 @@ def bench_apply(
     from distopt.bench import apply
 
     apply.main(size, repeats, json_path)
+
+
+@bench.command("step")
+def bench_step(
+    batch: Annotated[int, typer.Option(help="Examples in a step.")] = 128,
+    threads: Annotated[int, typer.Option(help="Of every competitor.")] = 1,
+    rounds: Annotated[int, typer.Option(help="In each, every competitor has a turn.")] = 7,
+    steps: Annotated[int, typer.Option(help="Training steps in a turn.")] = 5,
+    peer: Annotated[bool, typer.Option(help="Measure PyTorch too, where it is installed.")] = True,
+    device: DeviceOption = None,
+    json_path: Json = None,
+) -> None:
+    """One process: images/s beside PyTorch, the phases of a step, and memory."""
+    from distopt.bench import step
+
+    with _plain_errors():
+        step.main(step.Options(batch, threads, rounds, steps, peer, device), _text(json_path))
+
+
+@bench.command("scaling")
+def bench_scaling(
+    ranks: Annotated[str, typer.Option(help="Numbers of ranks, as in 1,2,4.")] = "1,2,4",
+    mode: Annotated[str, typer.Option(help="weak, strong or both.")] = "both",
+    batch_per_rank: Annotated[int, typer.Option(help="Examples of a rank, in weak scaling.")] = 128,
+    global_batch: Annotated[int, typer.Option(help="Examples of all ranks, in strong scaling.")] = 256,
+    steps: Annotated[int, typer.Option(help="Timed steps of a run.")] = 20,
+    warmup: Annotated[int, typer.Option(help="Steps before them.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Runs of each number of ranks, in turns.")] = 3,
+    threads: Annotated[int, typer.Option(help="Of each rank.")] = 1,
+    peer: Annotated[bool, typer.Option("--peer", help="Measure PyTorch's DDP (gloo) too.")] = False,
+    device: DeviceOption = None,
+    json_path: Json = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the results into this PNG file.")] = None,
+) -> None:
+    """Weak and strong scaling over ranks of this machine, which mpirun starts."""
+    from distopt.bench import scaling
+
+    with _plain_errors():
+        numbers = ranks.split(",")
+        if not all(number.strip().isdigit() for number in numbers):
+            raise ValueError(f"--ranks must be numbers with commas between, as in 1,2,4; got {ranks!r}")
+        options = scaling.Options(
+            ranks=[int(number) for number in numbers],
+            modes=("weak", "strong") if mode == "both" else (mode,),
+            batch_per_rank=batch_per_rank,
+            global_batch=global_batch,
+            steps=steps,
+            warmup=warmup,
+            rounds=rounds,
+            threads=threads,
+            peer=peer,
+            device=device,
+        )
+        scaling.main(options, _text(json_path), _text(plot))
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+@contextmanager
+def _plain_errors() -> Generator[None]:
+    """Print an error that the user can mend without a traceback, and exit with 1."""
+    from distopt.errors import DistoptError
+
+    try:
+        yield
+    except (DistoptError, ValueError) as error:
+        print(f"distopt: error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
 
 
 def main(arguments: list[str] | None = None) -> Any:
