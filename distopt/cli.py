@@ -196,13 +196,17 @@ def _limit_threads(communicator: Communicator) -> int:
 @bench.command("apply")
 def bench_apply(
     size: Annotated[int, typer.Option(help="Number of parameters.")] = 25_000_000,
-    repeats: Annotated[int, typer.Option(help="Measurements of each.")] = 11,
+    repeats: Annotated[int, typer.Option(help="Rounds; in each, every competitor has a turn.")] = 11,
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     json_path: Json = None,
 ) -> None:
     """Adam on a flat array: ours with and without numba, beside PyTorch's fused and foreach."""
     from distopt.bench import apply
 
-    apply.main(size, repeats, json_path)
+    with _plain_errors():
+        if dtype != "float32" and dtype != "float64":
+            raise ValueError(f"--dtype must be float32 or float64, got {dtype!r}")
+        apply.main(size, repeats, dtype, _text(json_path))
 
 
 @bench.command("step")

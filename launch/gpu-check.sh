@@ -10,7 +10,7 @@ Runs the tests marked gpu, then the benchmarks on the GPU, and writes JSON files
   machine.json    GPU, driver, CPU, versions, git commit, date, command
   doctor.json     what `distopt doctor` says
   tests.json      how many tests passed, failed and were skipped, and why
-  step.json apply.json allreduce.json   one per `distopt bench` (allreduce where there is an mpirun)
+  step.json      what `distopt bench step` says on the GPU, beside PyTorch where that is installed
 On a machine without a usable GPU the same tests are skipped with the reason; it says so, writes nothing,
 and ends with exit code 0.
 
@@ -94,7 +94,7 @@ fi
 
 printf 'gpu-check: %s; results in %s\n' "$reason" "$out"
 mkdir -p "$out"
-rm -f "$out"/{machine,doctor,tests,step,apply,allreduce}.json
+rm -f "$out"/{machine,doctor,tests,step}.json
 worst=0
 part() { # COMMAND...: run it, remember the first failure
   local code=0
@@ -115,14 +115,7 @@ if [ -f "$out/tests.xml" ]; then
   rm -f "$out/tests.xml"
 fi
 if [ $benchmarks = 1 ]; then
-  part distopt bench step --json "$out/step.json"
-  part distopt bench apply --json "$out/apply.json"
-  if "$python" -c 'from distopt.communicators import launcher
-raise SystemExit(launcher.find_launcher() is None)'; then
-    part distopt bench allreduce --json "$out/allreduce.json"
-  else
-    printf '\n--- bench allreduce is left out: there is no mpirun here\n'
-  fi
+  part distopt bench step --device cuda --json "$out/step.json"
 fi
 printf '\ngpu-check: written: '
 ls -x "$out"

@@ -6,7 +6,6 @@ all of them. They are compared by the ratio within a round, whose median such ch
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import importlib.metadata
 import json
@@ -24,7 +23,7 @@ import numpy as np
 
 from distopt.backend import gpu_status
 
-__all__ = ["argument_parser", "environment", "interleave", "ratios", "summarize", "write_json"]
+__all__ = ["environment", "interleave", "ratios", "summarize", "write_json"]
 
 _PACKAGES = ("distopt", "numpy", "numba", "cupy-cuda13x", "cupy-cuda12x", "mpi4py", "torch")
 _VARIABLES = ("OMP_", "OPENBLAS_", "MKL_", "NUMBA_", "DISTOPT_", "CUDA_VISIBLE_DEVICES", "NCCL_")
@@ -126,14 +125,6 @@ def write_json(result: Mapping[str, Any], path: str | None) -> None:
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(text)
-
-
-def argument_parser(description: str, *, repeats: int) -> argparse.ArgumentParser:
-    """Return a parser with the options that all benchmarks have: --json and --repeats."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--json", metavar="FILE", help="write the result here; - is the terminal")
-    parser.add_argument("--repeats", type=int, default=repeats, help="rounds (%(default)s)")
-    return parser
 
 
 def _version(package: str) -> str | None:

@@ -59,11 +59,10 @@ def test_the_environment_names_machine_versions_and_command(tmp_path, monkeypatc
 
 
 def test_the_benchmark_checks_that_all_competitors_end_at_the_same_weights(tmp_path, capsys):
-    arguments = ["--size", "40000", "--repeats", "2", "--json", str(tmp_path / "apply.json")]
-    assert apply.main(arguments) == 0
+    apply.main(40_000, 2, "float32", str(tmp_path / "apply.json"))
     result = json.loads((tmp_path / "apply.json").read_text())
     assert result["size"] == 40_000
-    assert max(result["largest_difference"].values()) < 1e-6  # three steps of 1e-3 each
+    assert max(result["largest_difference"].values()) < 1e-6  # three steps of 1e-3 each, epsilon in two places
     assert result["seconds"]["numpy"]["count"] == 2
     printed = capsys.readouterr().out
     for name in ("numba", "torch"):
@@ -77,7 +76,7 @@ def test_a_missing_torch_is_reported_not_raised(monkeypatch, capsys):
     monkeypatch.setattr(
         apply.importlib.util, "find_spec", lambda name: None if name == "torch" else found(name)
     )
-    assert apply.main(["--size", "1000", "--repeats", "1"]) == 0
+    apply.main(1000, 1, "float32", None)
     printed = capsys.readouterr().out
     assert "torch          left out: not installed; pip install 'distopt[bench]'" in printed
     assert "x torch_fused" not in printed
