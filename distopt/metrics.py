@@ -103,7 +103,7 @@ class Progress:
         self._bar: Any = None
         self._task: Any = None
         if shown and (style == "bar" or (style == "auto" and _is_watched(self._stream))):
-            from rich import progress  # here, for it takes 50 ms to import
+            from rich import console, progress  # here, for it takes 50 ms to import
 
             self._bar = progress.Progress(
                 progress.TextColumn("step"),
@@ -111,6 +111,7 @@ class Progress:
                 progress.BarColumn(),
                 progress.TextColumn("{task.description}"),
                 progress.TimeRemainingColumn(),
+                console=console.Console(file=self._stream, force_terminal=True),
             )
             self._task = self._bar.add_task("", total=total, completed=done)
 

@@ -2,6 +2,7 @@ import io
 import json
 import os
 import pty
+import select
 
 import pytest
 
@@ -66,9 +67,12 @@ def test_a_bar_on_a_terminal_and_on_request(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for style, expected in (("auto", True), ("bar", True), ("lines", False)):
         ours, theirs = pty.openpty()
-        with os.fdopen(theirs, "w") as stream, Progress(10, style=style, stream=stream) as progress:
-            progress.log(5, 1.0, 0.1, 1.0, 1.0)
-        shown = os.read(ours, 65536).decode()
+        with os.fdopen(theirs, "w") as stream:
+            with Progress(10, style=style, stream=stream) as progress:
+                progress.log(5, 1.0, 0.1, 1.0, 1.0)
+            stream.flush()
+            assert select.select([ours], [], [], 10)[0], "nothing was written to the stream"
+            shown = os.read(ours, 65536).decode()
         os.close(ours)
         assert ("\x1b[" in shown) is expected, style
     with pytest.raises(ValueError, match="'auto', 'bar' or 'lines', got 'none'"):

@@ -3,15 +3,11 @@
 import json
 import os
 import signal
-import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 import training
 
 from distopt.communicators import connect

@@ -1,14 +1,20 @@
 """The communicator over MPI (mpi4py): one process per rank. The only module that imports mpi4py.
 
-How all_reduce is done was measured (2 ranks, 2 cores, one host; 4 MB in 1 MB buckets between matrix
-products, 4.3 MB, and 16 MB in 4 MB buckets): no way of overlapping beat the plain blocking call,
-since a copy in memory is work for the same cores, and Open MPI's MPI_Iallreduce takes 5 times as
-long as MPI_Allreduce for 16 MB. Between hosts polled non-blocking calls hide most of the transfer,
-a thread of blocking calls less. So: blocking where all ranks share a host, else MPI_Iallreduce,
-moved on by `progress()` and `test()`, since neither MPI does anything in the background.
+How all_reduce is done was measured, 2 ranks on 2 cores:
 
-Arrays travel in pieces of a few megabytes, which stay in the caches (3 to 4 times faster than one
-call for 100 MB) and keep every count far below MPI's limit of 2**31.
+- One host (4 MB in 1 MB buckets between matrix products, 4.3 MB, 16 MB in 4 MB buckets): neither
+  polled MPI_Iallreduce nor a thread of blocking calls beat the plain blocking call. A copy in
+  memory is work for the same cores, and Open MPI takes 6 times as long for 16 MB by MPI_Iallreduce
+  (9.8 ms against 1.5 ms).
+- Two hosts at 1 Gbit/s (17 MB in 1 MB buckets, polled between products; machine in other use too):
+  Open MPI 251 ms instead of 415 ms a step, and 413 instead of 534 when repeated; MPICH between
+  2 and 10 per cent less.
+
+So it blocks where all ranks share a host, else it is MPI_Iallreduce, moved on by `progress()` and
+`test()`, since neither MPI does anything in the background.
+
+Arrays travel in pieces of 4 MB, which stay in the caches (100 MB in 25 ms instead of 85 ms by one
+call) and keep every count far below MPI's limit of 2**31.
 
 The same bits on all ranks: the sums of both MPIs' algorithms (recursive doubling, ring,
 Rabenseifner, reduce and broadcast) are computed once and copied, or computed on several ranks with

@@ -247,9 +247,10 @@ class _Plan:
     def _emit(self, node: Node, place: str) -> None:
         arguments = [self._argument(argument) for argument in node.arguments]
         if node.operation == "where":
-            self._emit_where(*arguments, place)
+            condition, chosen, otherwise = arguments
+            self._emit_where(condition, chosen, otherwise, place)
         elif node.operation == "sign":
-            self._emit_sign(*arguments, place)
+            self._emit_sign(arguments[0], place)
         else:
             self.lines.append(f"{node.operation}({', '.join(arguments)}, out={place})")
 

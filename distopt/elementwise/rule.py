@@ -14,7 +14,7 @@ from distopt.elementwise.checks import check_arrays, check_indices, dtype_name, 
 from distopt.elementwise.formula import Formula
 from distopt.elementwise.reader import read_formulas
 
-__all__ = ["Elementwise", "CpuPath", "Rule", "elementwise"]
+__all__ = ["CpuPath", "Elementwise", "Rule", "elementwise"]
 
 CpuPath: TypeAlias = Literal["auto", "numpy", "numba"]
 

@@ -30,9 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     _ranks.append(connect("mpi"))
     if config.getoption("capture") == "fd":
-        raise pytest.UsageError(
-            "pass --capture=sys: fd hides the message with which a rank ends the job"
-        )
+        raise pytest.UsageError("pass --capture=sys: fd hides the message with which a rank ends the job")
     if _ranks[0].rank > 0:
         # One report is enough; what fails on another rank is written to stderr below.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -103,7 +103,7 @@ class _DeviceArray:
 _DeviceArray.__module__ = "cupy"
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64])
 def test_arrays_of_a_device_go_through_host_memory(both, monkeypatch, dtype):
     log = _DeviceArray.log = []
 
@@ -123,9 +123,10 @@ def test_arrays_of_a_device_go_through_host_memory(both, monkeypatch, dtype):
     fake.cuda = types.SimpleNamespace(Device=_Device, get_current_stream=lambda: stream)
     monkeypatch.setitem(sys.modules, "cupy", fake)
 
-    values = _DeviceArray(np.full((2, 3), both.rank + 1, dtype))
+    large = 2**40 if dtype == np.int64 else 0  # beyond float32
+    values = _DeviceArray(np.full((2, 3), both.rank + 1 + large, dtype))
     assert both.all_reduce(values).wait() is values
-    assert (values.hidden == both.size * (both.size + 1) / 2).all()
+    assert (values.hidden == both.size * (both.size + 1) // 2 + both.size * large).all()
     assert log == ["get", "synchronize"]
 
     values = _DeviceArray(np.full((2, 3), both.rank, dtype))

@@ -1,12 +1,7 @@
 """Training under mpirun: valid for any number of ranks."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 import training
 
 from distopt.communicators import connect

@@ -1,15 +1,9 @@
 """The same model, tape, aggregators and optimizers on CuPy arrays, against the same on NumPy arrays."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-sys.path.insert(0, str(Path(__file__).parent.parent / "ops"))
 import training
-from cases import CASES
+from ops_cases import CASES
 
 from distopt.backend import Device, asnumpy, device_of
 from distopt.communicators import connect

@@ -1,17 +1,12 @@
 """Every primitive's gradient against finite differences, in float64, found by introspection."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from ops_cases import CASES
 
 import distopt.ops  # noqa: F401  (fills the registry)
 from distopt.tape import GradientTape, primitives
 from distopt.variables import IndexedSlices, Variable
-
-sys.path.insert(0, str(Path(__file__).parent))
-from cases import CASES
 
 _ALL = [
     pytest.param(name, inputs, options, id=f"{name}-{number}")
@@ -62,9 +57,7 @@ def _directional_derivative(name, operands, options, variable, direction, weight
 def test_gradient_written_into_an_arena_is_the_same(name, inputs, options):
     from distopt.variables import Arena
 
-    operands = [
-        Variable(i, name=f"v{n}") if isinstance(i, np.ndarray) else i for n, i in enumerate(inputs)
-    ]
+    operands = [Variable(i, name=f"v{n}") if isinstance(i, np.ndarray) else i for n, i in enumerate(inputs)]
     variables = [o for o in operands if isinstance(o, Variable)]
     with GradientTape(persistent=True) as tape:
         output = primitives[name](*operands, **options)

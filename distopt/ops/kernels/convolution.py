@@ -13,7 +13,9 @@ from distopt.ops.kernels.winograd import TILE, WinogradKernel
 
 __all__ = ["Convolution"]
 
-_WINOGRAD_FROM_CHANNELS = 16
+# Measured in docs/results/cpu_kernels.md: below these the transforms cost more than they save.
+_WINOGRAD_FROM_CHANNELS = 8
+_WINOGRAD_FROM_GAIN = 2.5
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,9 @@ class Convolution:
     """y = relu(conv(x, w) + b), a correlation as in TensorFlow's `conv2d`.
 
     Its parameters are w [kh, kw, C, K] and, if there is one, the bias [K]. Kernels of 3x3 and 5x5
-    at stride 1 go through Winograd's transforms from 16 input channels on (less than that is
-    transformed in vain), all others through im2col.
+    at stride 1 go through Winograd's transforms if there are 8 input and output channels or more and the
+    tiles fit so well that they save 2.5 times the products (in the inside of an image they save 4 and
+    6.25 times); all others go through im2col.
 
     Attributes:
         strides: distance of neighbouring windows; a number stands for both axes.
@@ -72,7 +75,7 @@ class Convolution:
         """Return the size of one image's patches or tiles, and of its result."""
         rows, columns = self.axes(shape, parameters)
         _, _, depth, outputs = parameters[0].shape
-        if self.is_winograd(parameters):
+        if self.is_winograd(shape, parameters):
             tiles = -(-rows.out // TILE) * -(-columns.out // TILE)
             return tiles * (TILE + rows.window - 1) ** 2 * 2 * (depth + outputs) * itemsize
         patch = rows.window * columns.window * depth
@@ -81,15 +84,20 @@ class Convolution:
     def bind(self, context: Context, parameters: Sequence[Array]) -> Kernel:
         """Return a kernel for this shape and dtype and these parameter values."""
         rows, columns = self.axes(context.shape, parameters)
-        kind = WinogradKernel if self.is_winograd(parameters) else Im2colKernel
+        kind = WinogradKernel if self.is_winograd(context.shape, parameters) else Im2colKernel
         return kind(context, rows, columns, parameters, self.relu)
 
-    def is_winograd(self, parameters: Sequence[Array]) -> bool:
-        """Return whether the filter goes through Winograd's transforms."""
-        rows, columns, depth, outputs = parameters[0].shape
-        return (
-            pair(self.strides) == (1, 1)
-            and rows == columns
-            and rows in (3, 5)
-            and min(depth, outputs) >= _WINOGRAD_FROM_CHANNELS
-        )
+    def is_winograd(self, shape: Shape, parameters: Sequence[Array]) -> bool:
+        """Return whether images of `shape` go through Winograd's transforms."""
+        rows, columns = self.axes(shape, parameters)
+        _, _, depth, outputs = parameters[0].shape
+        if (
+            (rows.stride, columns.stride) != (1, 1)
+            or rows.window != columns.window
+            or rows.window not in (3, 5)
+            or min(depth, outputs) < _WINOGRAD_FROM_CHANNELS
+        ):
+            return False
+        tiles = -(-rows.out // TILE) * -(-columns.out // TILE)
+        products = tiles * (TILE + rows.window - 1) ** 2
+        return rows.out * columns.out * rows.window**2 >= _WINOGRAD_FROM_GAIN * products

@@ -19,7 +19,7 @@ from distopt.ops.kernels.activation import BiasRelu
 from distopt.ops.kernels.convolution import Convolution
 from distopt.ops.kernels.geometry import Axis, pair
 from distopt.ops.kernels.im2col import Patches
-from distopt.ops.kernels.pooling import MaxPool, Planes, Taps
+from distopt.ops.kernels.pooling import MaxPool, Phase, Planes, Taps
 from distopt.ops.kernels.stages import Context, Kernel, Saved, Scratch, Shape, Stage, Sum
 
 __all__ = ["ConvolutionMaxPool", "fused"]
@@ -72,8 +72,6 @@ class _ConvolutionMaxPoolKernel:
     def backward(self, dy: Array, saved: Saved, dx: Array | None) -> None:
         x, y, codes = saved
         phases, planes = self._phases(len(x))
-        if not self._taps.fills_planes or sum(p.size for p in planes.values()) < phases.size:
-            phases.fill(0)
         self._taps.to_maximum(self._tail.backward(dy, y), codes, planes)
         self._sum.add_product(self._patches.gather(x).T[None], phases)
         if dx is None:
@@ -99,11 +97,13 @@ class _ConvolutionMaxPoolKernel:
         shape = (len(self._places), n, *self._blocks, outputs)
         phases = self._scratch.take("phases", shape)
         rows, columns = self._pool_axes
-        planes = {
-            (i, j): phases[number][:, : rows.length_of_phase(i), : columns.length_of_phase(j)]
-            for number, (i, j, _) in enumerate(self._places)
-        }
-        return phases.reshape(len(phases), -1, outputs), planes
+        starts: dict[Phase, int] = {}
+        views: dict[Phase, Array] = {}
+        for number, (i, j, _) in enumerate(self._places):
+            starts[i, j] = number * phases[0].size
+            parts = (slice(rows.length_of_phase(i)), slice(columns.length_of_phase(j)))
+            views[i, j] = phases[number][:, *parts]
+        return phases.reshape(len(phases), -1, outputs), Planes(phases, starts, views)
 
 
 def _blocks(line: Axis, stride: int) -> Axis:
@@ -162,31 +162,34 @@ class ConvolutionMaxPool:
 
 
 def fused(
-    stages: Sequence[Stage], parameters: Sequence[Sequence[Array]]
+    stages: Sequence[Stage], parameters: Sequence[Sequence[Array]], shape: Shape
 ) -> tuple[list[Stage], list[Sequence[Array]]]:
     """Return the chain with `ConvolutionMaxPool` for every pair of stages where that pays.
 
-    It pays for convolutions of stride 1 that go through im2col, if larger patches don't make more
-    than twice the products.
+    It pays for convolutions of stride 1 that go through im2col, if larger patches don't make more than
+    twice the products. `shape` is that of the images that the chain is given.
     """
     result: list[Stage] = []
     arrays: list[Sequence[Array]] = []
+    shapes: list[Shape] = []
     for stage, own in zip(stages, parameters, strict=True):
         before = result[-1] if result else None
         if (
             isinstance(stage, MaxPool)
             and isinstance(before, Convolution)
-            and _pays(before, stage, arrays[-1])
+            and _pays(before, stage, shapes[-1], arrays[-1])
         ):
             result[-1] = ConvolutionMaxPool(before, stage)
         else:
             result.append(stage)
             arrays.append(own)
+            shapes.append(shape)
+        shape = stage.output_shape(shape, own)
     return result, arrays
 
 
-def _pays(convolution: Convolution, pool: MaxPool, parameters: Sequence[Array]) -> bool:
-    if pair(convolution.strides) != (1, 1) or convolution.is_winograd(parameters):
+def _pays(convolution: Convolution, pool: MaxPool, shape: Shape, parameters: Sequence[Array]) -> bool:
+    if pair(convolution.strides) != (1, 1) or convolution.is_winograd(shape, parameters):
         return False
     extra = 1.0
     for window, stride in zip(parameters[0].shape[:2], pair(pool.strides), strict=True):

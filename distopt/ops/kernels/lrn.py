@@ -94,9 +94,7 @@ class LocalResponseNormalization:
         if self.depth_radius < 0:
             raise ValueError(f"depth_radius must be at least 0, got {self.depth_radius}.")
         if self.bias <= 0:
-            raise ValueError(
-                f"bias must be above 0, got {self.bias}: it keeps the divisor from being zero."
-            )
+            raise ValueError(f"bias must be above 0, got {self.bias}: it keeps the divisor from being zero.")
 
     def output_shape(self, shape: Shape, parameters: Sequence[Array]) -> Shape:
         """Return the shape, which stays."""

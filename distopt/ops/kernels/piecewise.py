@@ -15,7 +15,7 @@ from distopt.ops.kernels.stages import Context, Kernel, Saved, Scratch, Stage
 
 __all__ = ["Chain", "Pass"]
 
-_PIECE_BYTES = 3 << 20
+_PIECE_BYTES = 4 << 20
 
 
 class Chain:
@@ -33,9 +33,7 @@ class Chain:
             raise ValueError("a chain needs at least one stage, got none.")
         self._stages = tuple(stages)
 
-    def forward(
-        self, x: Array, parameters: Sequence[Sequence[Array]] = (), keep: bool = True
-    ) -> Pass:
+    def forward(self, x: Array, parameters: Sequence[Sequence[Array]] = (), keep: bool = True) -> Pass:
         """Compute the chain.
 
         Args:
@@ -74,17 +72,13 @@ class Pass:
         if x.ndim != 4:
             raise ValueError(f"images must be [N, H, W, C], got an array of shape {x.shape}.")
         if x.dtype.name not in ("float32", "float64"):
-            raise ValueError(
-                f"images must be float32 or float64, got {x.dtype.name}. Convert them."
-            )
+            raise ValueError(f"images must be float32 or float64, got {x.dtype.name}. Convert them.")
         if len(parameters) > len(stages):
-            raise ValueError(
-                f"got parameters for {len(parameters)} stages, there are {len(stages)}."
-            )
+            raise ValueError(f"got parameters for {len(parameters)} stages, there are {len(stages)}.")
         parameters = [*parameters, *[()] * (len(stages) - len(parameters))]
         self._device = device_of(x)
         self._saved: list[list[Saved]] | None = [] if keep else None
-        self._bind(*fused(stages, parameters), x)
+        self._bind(*fused(stages, parameters, x.shape[1:]), x)
         self.output = self._forward(x)
 
     def backward(
@@ -116,9 +110,7 @@ class Pass:
                 "Call forward or the first backward with keep=True."
             )
         if dy.shape != self.output.shape:
-            raise ValueError(
-                f"the output's gradient has shape {dy.shape}, the output {self.output.shape}."
-            )
+            raise ValueError(f"the output's gradient has shape {dy.shape}, the output {self.output.shape}.")
         saved = self._saved
         dx = self._backward(self._device.xp.ascontiguousarray(dy), saved, input_gradient)
         gradients = [g for kernel in self._kernels for g in kernel.parameter_gradients()]
@@ -130,9 +122,7 @@ class Pass:
             self._kernels, self._between, self._saved = [], [], None
         return dx, gradients
 
-    def _bind(
-        self, stages: Sequence[Stage], parameters: Sequence[Sequence[Array]], x: Array
-    ) -> None:
+    def _bind(self, stages: Sequence[Stage], parameters: Sequence[Sequence[Array]], x: Array) -> None:
         shape = x.shape[1:]
         shapes = [shape]
         most = 1
@@ -150,9 +140,7 @@ class Pass:
         fitting = len(x) if self._device.kind == "cuda" else _PIECE_BYTES // most
         self._piece = max(1, min(len(x), fitting))
         pieces = max(1, -(-len(x) // self._piece))
-        contexts = [
-            Context(before, x.dtype, self._device, self._piece, pieces) for before in shapes
-        ]
+        contexts = [Context(before, x.dtype, self._device, self._piece, pieces) for before in shapes]
         self._kernels: list[Kernel] = [
             stage.bind(context, arrays)
             for stage, context, arrays in zip(stages, contexts, parameters, strict=False)

@@ -16,15 +16,30 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from distopt.backend import Array
+from distopt.ops.kernels import compiled
 from distopt.ops.kernels.geometry import Axis, Padding, axis, pair
 from distopt.ops.kernels.stages import Context, Saved, Scratch, Shape
 
-__all__ = ["AveragePool", "MaxPool", "Planes", "Taps"]
+__all__ = ["AveragePool", "MaxPool", "Phase", "Planes", "Taps"]
 
-Planes: TypeAlias = dict[tuple[int, int], Array]
-"""The phases of some images: (row phase, column phase) -> [n, rows, columns, C]."""
+Phase: TypeAlias = tuple[int, int]
+"""Rows and columns modulo the strides."""
 
 _ALL = slice(None)
+
+
+class Planes(NamedTuple):
+    """The phases of some images.
+
+    Attributes:
+        memory: the contiguous array that holds them all.
+        starts: where in it, flattened, each phase has its first value.
+        views: each phase as [n, rows, columns, C]; all have the same strides.
+    """
+
+    memory: Array
+    starts: dict[Phase, int]
+    views: dict[Phase, Array]
 
 
 class _Tap(NamedTuple):
@@ -45,8 +60,6 @@ class Taps:
     """The places of a pooling window, and pooling over them.
 
     Attributes:
-        fills_planes: whether the gradients write every element of every phase; where not, the
-            planes must be zero before.
         code_dtype: what the positions of the maxima are stored in.
     """
 
@@ -54,9 +67,7 @@ class Taps:
         self._xp, self._scratch = xp, scratch
         self._rows, self._columns = rows, columns
         places = [
-            (_reach(rows, i), _reach(columns, j))
-            for i in range(rows.window)
-            for j in range(columns.window)
+            (_reach(rows, i), _reach(columns, j)) for i in range(rows.window) for j in range(columns.window)
         ]
         # The place where no window has padding: all windows start inside after their padding.
         self._anchor = rows.before * columns.window + columns.before
@@ -76,32 +87,47 @@ class Taps:
                     is_whole,
                 )
             )
-        self.fills_planes = len(whole) == rows.stride * columns.stride
+        self._tables: dict[tuple[int, ...], tuple[Array, Array]] = {}
+        self._is_compiled = compiled.usable(xp)
+        self._whole_first = sorted(self._taps, key=lambda tap: not tap.is_whole)
+        self._fills_planes = len(whole) == rows.stride * columns.stride
         self.code_dtype = np.uint8 if len(places) < 256 else np.uint16
 
     def views(self, x: Array) -> Planes:
         """Return the phases of images [n, H, W, C] as views."""
         rows, columns = self._rows.stride, self._columns.stride
-        return {(i, j): x[:, i::rows, j::columns] for i in range(rows) for j in range(columns)}
+        _, _, width, channels = x.shape
+        phases = [(i, j) for i in range(rows) for j in range(columns)]
+        return Planes(
+            x,
+            {(i, j): (i * width + j) * channels for i, j in phases},
+            {(i, j): x[:, i::rows, j::columns] for i, j in phases},
+        )
 
     def maximum(self, planes: Planes, out: Array, codes: Array | None) -> None:
         """Write each window's largest value to `out`, and to `codes` where it first was.
 
         A NaN in a window becomes its value, with code 0: no gradient.
         """
+        if self._is_compiled:
+            if codes is None:
+                codes = self._scratch.take("codes", out.shape, self.code_dtype)
+            maximum = compiled.maximum_of_taps()
+            maximum(planes.memory.reshape(-1), *self._table(planes, self._taps), out, codes)
+            return
         anchor = self._taps[self._anchor]
-        self._xp.copyto(out, planes[anchor.phase][anchor.plane])
+        self._xp.copyto(out, planes.views[anchor.phase][anchor.plane])
         for tap in self._taps:
             if tap is not anchor:
                 part = out[tap.window]
-                self._xp.maximum(part, planes[tap.phase][tap.plane], out=part)
+                self._xp.maximum(part, planes.views[tap.phase][tap.plane], out=part)
         if codes is None:
             return
         codes.fill(0)
         equal = self._scratch.take("equal", out.shape, bool)
         for tap in self._taps:
             hit = equal[tap.window]
-            self._xp.equal(planes[tap.phase][tap.plane], out[tap.window], out=hit)
+            self._xp.equal(planes.views[tap.phase][tap.plane], out[tap.window], out=hit)
             hit = hit.view(np.uint8)
             part = codes[tap.window]
             if codes.dtype == np.uint8:
@@ -111,13 +137,19 @@ class Taps:
                 self._xp.maximum(part, hit * codes.dtype.type(tap.code), out=part)
 
     def to_maximum(self, dy: Array, codes: Array, planes: Planes) -> None:
-        """Add each output's gradient to the input that `codes` names."""
+        """Write each input's sum of the gradients of the outputs whose `codes` name it."""
+        if self._is_compiled:
+            planes.memory.fill(0)
+            to_maximum = compiled.to_maximum_of_taps()
+            to_maximum(dy, codes, *self._table(planes, self._whole_first), planes.memory.reshape(-1))
+            return
+        self._clear(planes)
         equal = self._scratch.take("equal", dy.shape, bool)
         product = self._scratch.take("product", dy.shape)
-        for tap in sorted(self._taps, key=lambda tap: not tap.is_whole):
+        for tap in self._whole_first:
             hit = equal[tap.window]
             self._xp.equal(codes[tap.window], tap.code, out=hit)
-            target = planes[tap.phase][tap.plane]
+            target = planes.views[tap.phase][tap.plane]
             if tap.is_whole:
                 self._xp.multiply(dy[tap.window], hit, out=target)
             else:
@@ -126,19 +158,48 @@ class Taps:
     def total(self, planes: Planes, out: Array) -> None:
         """Write each window's sum to `out`."""
         anchor = self._taps[self._anchor]
-        self._xp.copyto(out, planes[anchor.phase][anchor.plane])
+        self._xp.copyto(out, planes.views[anchor.phase][anchor.plane])
         for tap in self._taps:
             if tap is not anchor:
-                out[tap.window] += planes[tap.phase][tap.plane]
+                out[tap.window] += planes.views[tap.phase][tap.plane]
 
     def to_all(self, dy: Array, planes: Planes) -> None:
-        """Add each output's gradient to all inputs of its window."""
-        for tap in sorted(self._taps, key=lambda tap: not tap.is_whole):
-            target = planes[tap.phase][tap.plane]
+        """Write each input's sum of the gradients of the outputs whose window holds it."""
+        self._clear(planes)
+        for tap in self._whole_first:
+            target = planes.views[tap.phase][tap.plane]
             if tap.is_whole:
                 target[...] = dy[tap.window]
             else:
                 target += dy[tap.window]
+
+    def _clear(self, planes: Planes) -> None:
+        """Zero what the first tap of each phase does not write."""
+        size = sum(view.size for view in planes.views.values())
+        if not self._fills_planes or size < planes.memory.size:
+            planes.memory.fill(0)
+
+    def _table(self, planes: Planes, order: list[_Tap]) -> tuple[Array, Array]:
+        """Return the taps and steps for the compiled loops (see compiled.py)."""
+        view = planes.views[0, 0]
+        key = (id(order), *view.shape, *planes.starts.values())
+        if key not in self._tables:
+            steps = np.array([stride // view.itemsize for stride in view.strides[:3]], np.int64)
+            taps = [
+                (
+                    planes.starts[tap.phase]
+                    + (tap.plane[1].start - tap.window[1].start) * steps[1]
+                    + (tap.plane[2].start - tap.window[2].start) * steps[2],
+                    tap.code,
+                    tap.window[1].start,
+                    tap.window[1].stop,
+                    tap.window[2].start,
+                    tap.window[2].stop,
+                )
+                for tap in order
+            ]
+            self._tables[key] = (np.array(taps, np.int64), steps)
+        return self._tables[key]
 
 
 class _Reach(NamedTuple):
@@ -166,11 +227,6 @@ class _Pool:
         self._scratch = Scratch(context)
         self._taps = Taps(rows, columns, self._scratch, context.device.xp)
 
-    def _gradient_planes(self, dx: Array) -> Planes:
-        if not self._taps.fills_planes:
-            dx.fill(0)
-        return self._taps.views(dx)
-
     def parameter_gradients(self) -> list[Array]:
         """Return nothing: pooling has no parameters."""
         return []
@@ -184,7 +240,7 @@ class _MaxPoolKernel(_Pool):
 
     def backward(self, dy: Array, saved: Saved, dx: Array | None) -> None:
         if dx is not None:
-            self._taps.to_maximum(dy, saved[0], self._gradient_planes(dx))
+            self._taps.to_maximum(dy, saved[0], self._taps.views(dx))
 
 
 class _AveragePoolKernel(_Pool):
@@ -202,7 +258,7 @@ class _AveragePoolKernel(_Pool):
         if dx is not None:
             share = self._scratch.take("share", dy.shape)
             self._context.device.xp.multiply(dy, self._shares, out=share)
-            self._taps.to_all(share, self._gradient_planes(dx))
+            self._taps.to_all(share, self._taps.views(dx))
 
 
 def _counts(line: Axis) -> Array:

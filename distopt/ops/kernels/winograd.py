@@ -51,9 +51,7 @@ def transforms(outputs: int, taps: int) -> tuple[Array, Array, Array]:
     """
     tile = outputs + taps - 1
     if not 2 <= tile <= len(_POINTS) + 1:
-        raise ValueError(
-            f"F({outputs}, {taps}) needs {tile} points; 2 to {len(_POINTS) + 1} are possible."
-        )
+        raise ValueError(f"F({outputs}, {taps}) needs {tile} points; 2 to {len(_POINTS) + 1} are possible.")
     points = _POINTS[: tile - 1]
 
     def vandermonde(columns: int) -> list[list[Fraction]]:
@@ -61,8 +59,7 @@ def transforms(outputs: int, taps: int) -> tuple[Array, Array, Array]:
         return [*finite, [Fraction(int(power == columns - 1)) for power in range(columns)]]
 
     scales = [
-        functools.reduce(lambda a, b: a * b, (p - q for q in points if q != p), Fraction(1))
-        for p in points
+        functools.reduce(lambda a, b: a * b, (p - q for q in points if q != p), Fraction(1)) for p in points
     ] + [Fraction(1)]
     inverse = _inverse(vandermonde(tile))
     analysis = [[scales[i] * inverse[j][i] for j in range(tile)] for i in range(tile)]
@@ -83,6 +80,32 @@ def _inverse(matrix: list[list[Fraction]]) -> list[list[Fraction]]:
                 factor = rows[k][i]
                 rows[k] = [a - factor * b for a, b in zip(rows[k], rows[i], strict=True)]
     return [row[size:] for row in rows]
+
+
+@functools.cache
+def _squares(taps: int) -> tuple[Array, Array, Array]:
+    """Return the transforms of tiles: synthesis, kernel, and analysis in two halves.
+
+    Along the columns of a tile the analysis is done for a point p and its opposite -p together: their
+    rows of B^T agree in the even columns and differ by the sign in the odd ones. A product with half
+    the columns gives the even part for (0, p1, p2, ...), another the odd part for (p1, p2, ...,
+    infinity); sum and difference are the values at p and -p, so the places are in the order
+    (half, row, column) with 0, p1, p2 ... in the first half and -p1, -p2, ..., infinity in the second.
+    """
+    synthesis, kernel, analysis = transforms(TILE, taps)
+    tile = len(analysis)
+    even, odd = [0, *range(1, tile - 1, 2)], [*range(2, tile - 1, 2), tile - 1]
+    places = np.arange(tile * tile).reshape(tile, tile)
+    order = np.concatenate([places[:, even].ravel(), places[:, odd].ravel()])
+    halves = [
+        np.kron(analysis, analysis[even, 0::2]),
+        np.kron(analysis, analysis[[*even[1:], tile - 1], 1::2]),
+    ]
+    return (
+        np.kron(synthesis, synthesis)[:, order],
+        np.kron(kernel, kernel)[order],
+        np.stack(halves),
+    )
 
 
 class WinogradKernel:
@@ -106,11 +129,11 @@ class WinogradKernel:
         self._shape = weights.shape
         taps, _, self._depth, self._outputs = weights.shape
         self._tile = TILE + taps - 1
-        synthesis, kernel, analysis = (np.kron(a, a) for a in transforms(TILE, taps))
+        synthesis, kernel, analysis = _squares(taps)
         self._synthesis = self._constant(synthesis)
         self._synthesis_adjoint = self._constant(synthesis.T)
         self._analysis = self._constant(analysis)
-        self._analysis_adjoint = self._constant(analysis.T)
+        self._analysis_adjoint = self._constant(analysis.transpose(0, 2, 1))
         self._kernel = self._constant(kernel)
         self._weights = weights
         places = self._tile * self._tile
@@ -130,7 +153,8 @@ class WinogradKernel:
         count = n * self._tiles[0] * self._tiles[1]
         reserve = self._scratch.fresh if keep else self._scratch.take
         analysed = reserve("analysed", (places, count * self._depth))
-        xp.matmul(self._analysis, tiles, out=analysed)
+        xp.matmul(self._analysis, tiles, out=analysed.reshape(tiles.shape))
+        self._cross(analysed)
         analysed = analysed.reshape(places, count, self._depth)
         products = self._scratch.take("products", (places, count, self._outputs))
         xp.matmul(analysed, self._products, out=products)
@@ -156,8 +180,9 @@ class WinogradKernel:
             self._products_adjoint = xp.ascontiguousarray(self._products.transpose(0, 2, 1))
         gradient = self._scratch.take("analysed gradient", (places, count, self._depth))
         xp.matmul(products, self._products_adjoint, out=gradient)
-        tiles = self._scratch.take("tiles", (places, count * self._depth))
-        xp.matmul(self._analysis_adjoint, gradient.reshape(places, -1), out=tiles)
+        self._cross(gradient)
+        tiles = self._scratch.take("tiles", (2, places // 2, count * self._depth))
+        xp.matmul(self._analysis_adjoint, gradient.reshape(tiles.shape), out=tiles)
         self._fold(tiles, dx)
 
     def parameter_gradients(self) -> list[Array]:
@@ -165,6 +190,15 @@ class WinogradKernel:
         places = self._tile * self._tile
         dw = self._kernel.T @ self._sum.result().reshape(places, -1)
         return [dw.reshape(self._shape), *self._tail.gradients()]
+
+    def _cross(self, analysed: Array) -> None:
+        """Turn even and odd parts into the values at p and at -p, in place (or back: the adjoint)."""
+        parts = analysed.reshape(2, self._tile, self._tile // 2, -1)
+        even, odd = parts[0, :, 1:], parts[1, :, :-1]
+        difference = self._scratch.take("difference", even.shape)
+        self._xp.subtract(even, odd, out=difference)
+        even += odd
+        odd[...] = difference
 
     def _constant(self, matrix: Array) -> Array:
         return self._context.device.asarray(np.ascontiguousarray(matrix), self._context.dtype)
@@ -179,41 +213,44 @@ class WinogradKernel:
         image, row, column, value = padded.strides
         view = self._xp.lib.stride_tricks.as_strided(
             padded,
-            (tile, tile, piece, down, across, self._depth),
-            (row, column, image, row * TILE, column * TILE, value),
+            (2, tile, tile // 2, piece, down, across, self._depth),
+            (column, row, 2 * column, image, row * TILE, column * TILE, value),
         )
         top, left = self._rows.before, self._columns.before
         return padded[:, top : top + self._rows.size, left : left + self._columns.size], view
 
     def _gather(self, x: Array) -> Array:
-        """Copy overlapping tiles to [tile * tile, n * tile rows * tile columns * C]."""
+        """Copy overlapping tiles to [2, tile * tile / 2, n * tile rows * tile columns * C].
+
+        The even columns of a tile come first, then the odd ones.
+        """
         n, tile, (down, across) = len(x), self._tile, self._tiles
         self._inside[:n] = x
-        tiles = self._scratch.take("tiles", (tile, tile, n, down, across, self._depth))
-        self._xp.copyto(tiles, self._tile_view[:, :, :n])
-        return tiles.reshape(tile * tile, -1)
+        tiles = self._scratch.take("tiles", (2, tile, tile // 2, n, down, across, self._depth))
+        self._xp.copyto(tiles, self._tile_view[:, :, :, :n])
+        return tiles.reshape(2, tile * tile // 2, -1)
 
     def _fold(self, tiles: Array, dx: Array) -> None:
         """Add overlapping tiles up to dx [n, H, W, C]: the adjoint of `_gather`."""
         n, tile, (down, across), depth = len(dx), self._tile, self._tiles, self._depth
-        tiles = tiles.reshape(tile, tile, n, down, across, depth)
+        tiles = tiles.reshape(2, tile, tile // 2, n, down, across, depth).transpose(1, 2, 0, 3, 4, 5, 6)
         parts = -(-tile // TILE)  # a tile reaches into this many of the TILE-sized blocks per axis
         # Place in the block first: so the sums run over whole rows of tiles.
         blocks = self._scratch.take(
-            "blocks", (TILE, TILE, n, down + parts - 1, across + parts - 1, depth)
+            "blocks", (TILE, TILE // 2, 2, n, down + parts - 1, across + parts - 1, depth)
         )
         blocks.fill(0)
         for a in range(parts):
             rows = slice(a * TILE, min(tile, (a + 1) * TILE))
             for b in range(parts):
-                columns = slice(b * TILE, min(tile, (b + 1) * TILE))
+                columns = slice(b * TILE // 2, min(tile, (b + 1) * TILE) // 2)
                 part = tiles[rows, columns]
-                target = blocks[: len(part), : part.shape[1], :, a : a + down, b : b + across]
+                target = blocks[: len(part), : part.shape[1], :, :, a : a + down, b : b + across]
                 target += part
         padded = self._scratch.take(
             "sums", (n, (down + parts - 1) * TILE, (across + parts - 1) * TILE, depth)
         )
-        images = blocks.transpose(2, 3, 0, 4, 1, 5)
+        images = blocks.transpose(3, 4, 0, 5, 1, 2, 6)
         self._xp.copyto(padded.reshape(images.shape), images)
         top, left = self._rows.before, self._columns.before
         self._xp.copyto(dx, padded[:, top : top + dx.shape[1], left : left + dx.shape[2]])
@@ -227,9 +264,7 @@ class WinogradKernel:
             return
         whole = self._scratch.take("whole", tiles.shape)
         whole[...] = tiles
-        y[...] = whole.reshape(n, down * TILE, across * TILE, outputs)[
-            :, : y.shape[1], : y.shape[2]
-        ]
+        y[...] = whole.reshape(n, down * TILE, across * TILE, outputs)[:, : y.shape[1], : y.shape[2]]
 
     def _gather_outputs(self, dy: Array) -> Array:
         """Copy dy [n, H, W, K] to disjoint tiles [m * m, n * tile rows * tile columns * K]."""

@@ -21,9 +21,7 @@ def valid(size: int, window: int, stride: int) -> tuple[int, int]:
 def windows(shape, window, strides, padding):
     """Yield (output row, output column, input rows, input columns, window rows, window columns)."""
     rule = same if padding == "SAME" else valid
-    (out_rows, top), (out_columns, left) = (
-        rule(shape[axis], window[axis], strides[axis]) for axis in (0, 1)
-    )
+    (out_rows, top), (out_columns, left) = (rule(shape[axis], window[axis], strides[axis]) for axis in (0, 1))
     for a in range(out_rows):
         for b in range(out_columns):
             row, column = a * strides[0] - top, b * strides[1] - left
@@ -47,9 +45,7 @@ def output_shape(shape, window, strides, padding):
 def convolution(x, w, b=None, strides=(1, 1), padding="SAME", relu=False):
     x, w = x.astype(np.float64), w.astype(np.float64)
     y = np.zeros((len(x), *output_shape(x.shape[1:3], w.shape[:2], strides, padding), w.shape[3]))
-    for a, c, rows, columns, wrows, wcolumns in windows(
-        x.shape[1:3], w.shape[:2], strides, padding
-    ):
+    for a, c, rows, columns, wrows, wcolumns in windows(x.shape[1:3], w.shape[:2], strides, padding):
         y[:, a, c] = np.einsum("nhwc,hwck->nk", x[:, rows, columns], w[wrows, wcolumns])
     if b is not None:
         y = y + b.astype(np.float64)
@@ -60,9 +56,7 @@ def convolution_gradients(x, w, dy, strides=(1, 1), padding="SAME"):
     """dx, dw and db of the convolution without relu."""
     x, w, dy = (array.astype(np.float64) for array in (x, w, dy))
     dx, dw = np.zeros(x.shape), np.zeros(w.shape)
-    for a, c, rows, columns, wrows, wcolumns in windows(
-        x.shape[1:3], w.shape[:2], strides, padding
-    ):
+    for a, c, rows, columns, wrows, wcolumns in windows(x.shape[1:3], w.shape[:2], strides, padding):
         dx[:, rows, columns] += np.einsum("nk,hwck->nhwc", dy[:, a, c], w[wrows, wcolumns])
         dw[wrows, wcolumns] += np.einsum("nk,nhwc->hwck", dy[:, a, c], x[:, rows, columns])
     return dx, dw, dy.sum((0, 1, 2))

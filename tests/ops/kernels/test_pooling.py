@@ -40,6 +40,23 @@ def test_pooling_agrees_with_the_definition(height, width, window, strides, padd
     np.testing.assert_allclose(dx, expected_dx, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("height", "width", "window", "strides", "padding"), WINDOWS)
+def test_compiled_loops_and_numpy_give_the_same_values(height, width, window, strides, padding, monkeypatch):
+    pytest.importorskip("numba")
+    random = np.random.default_rng(5)
+    x = np.round(random.standard_normal((3, height, width, 5)) * 2).astype("float32")
+    x[1, height // 2, width // 2, 3] = np.nan
+    results = []
+    for switch in ("0", "1"):
+        monkeypatch.setenv("DISTOPT_NUMBA", switch)
+        run = Chain([MaxPool(window, strides, padding)]).forward(x)
+        if not results:
+            dy = random.standard_normal(run.output.shape).astype("float32")
+        results.append((run.output, run.backward(dy)[0]))
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+
+
 @pytest.mark.parametrize("stage", [MaxPool(3, 2, "SAME"), AveragePool(3, 2, "SAME")])
 def test_pooling_is_the_same_for_any_batch(stage):
     random = np.random.default_rng(1)
@@ -86,8 +103,7 @@ def test_lrn_gradient_agrees_with_finite_differences(arguments):
     dx, _ = chain.forward(x).backward(dy)
     step = 1e-6
     slope = sum(
-        sign * float((chain.forward(x + sign * step * direction).output * dy).sum())
-        for sign in (1, -1)
+        sign * float((chain.forward(x + sign * step * direction).output * dy).sum()) for sign in (1, -1)
     ) / (2 * step)
     assert slope == pytest.approx(float((dx * direction).sum()), rel=1e-7)
 
@@ -102,9 +118,7 @@ def test_lrn_agrees_with_torch():
     y = torch.nn.functional.local_response_norm(tensor, 9, alpha=0.09, beta=0.75, k=1.0)
     y.backward(torch.tensor(dy.transpose(0, 3, 1, 2)))
     run = Chain([LocalResponseNormalization(4, 1.0, 0.01, 0.75)]).forward(x)
-    np.testing.assert_allclose(
-        run.output, y.detach().numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(run.output, y.detach().numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6)
     dx, _ = run.backward(dy)
     np.testing.assert_allclose(dx, tensor.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6)
 
