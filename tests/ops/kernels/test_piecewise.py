@@ -215,3 +215,13 @@ def test_a_chain_refuses_what_it_can_not_compute():
         Chain([MaxPool()]).forward(np.zeros((1, 4, 4, 2), "int64"))
     with pytest.raises(ValueError, match="parameters for 2 stages, there are 1"):
         Chain([MaxPool()]).forward(np.zeros((1, 4, 4, 2), "float32"), [(), ()])
+
+
+def test_images_and_gradients_may_be_strided_views():
+    stages, shape = TUTORIAL["first"]
+    x, w, b, random = _arrays(shape, 5, 6)
+    plain = Chain(stages).forward(x[::2].copy(), [(w, b)])
+    run = Chain(stages).forward(x[::2], [(w, b)])
+    np.testing.assert_array_equal(run.output, plain.output)
+    dy = random.standard_normal((6, *run.output.shape[1:])).astype("float32")[::2]
+    np.testing.assert_array_equal(run.backward(dy)[0], plain.backward(dy.copy())[0])
