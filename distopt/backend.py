@@ -185,8 +185,9 @@ class Device:
 
     def zeros(self, shape: int | Sequence[int], dtype: Any = np.float32) -> Array:
         """Return an array of zeros."""
-        array = self.empty(shape, dtype)
-        array.fill(0)
+        with self.activate():
+            array = self.empty(shape, dtype)
+            array.fill(0)
         return array
 
     def asarray(self, values: Any, dtype: Any = None) -> Array:

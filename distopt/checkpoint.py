@@ -21,7 +21,7 @@ from safetensors.numpy import save as to_safetensors
 from distopt.backend import Array
 from distopt.errors import CheckpointError
 
-__all__ = ["checkpoint_path", "latest", "load", "prune", "save"]
+__all__ = ["checkpoint_path", "latest", "load", "paths", "prune", "save"]
 
 _FORMAT = "distopt-1"
 _PREFIX = "checkpoint-"
@@ -100,7 +100,7 @@ def latest(folder: Path) -> tuple[Path, dict[str, Array], dict[str, Any]] | None
         CheckpointError: there are checkpoints, but none can be read; the message tells why for each.
     """
     problems: list[str] = []
-    for path in sorted(folder.glob(f"{_PREFIX}*.safetensors"), reverse=True):
+    for path in reversed(paths(folder)):
         try:
             return (path, *load(path))
         except CheckpointError as error:
@@ -110,9 +110,14 @@ def latest(folder: Path) -> tuple[Path, dict[str, Array], dict[str, Any]] | None
     return None
 
 
+def paths(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, oldest first; none where there is no such folder."""
+    return sorted(folder.glob(f"{_PREFIX}*.safetensors"))
+
+
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints of a folder."""
-    for path in sorted(folder.glob(f"{_PREFIX}*.safetensors"))[:-keep]:
+    for path in paths(folder)[:-keep]:
         path.unlink(missing_ok=True)
 
 

@@ -63,7 +63,7 @@ def train(
     """Train; start it with mpirun to train on several ranks."""
     from distopt.communicators import connect, guard
 
-    with connect() as communicator, guard(communicator):
+    with _plain_errors(), connect() as communicator, guard(communicator):
         from distopt.metrics import MetricsFile, Progress
         from distopt.trainer import METRICS_FILE, Settings, Trainer
 
@@ -85,6 +85,8 @@ def train(
         data = task.load("train", data_dir=data_dir, communicator=communicator)
         test = task.load("test", data_dir=data_dir, communicator=communicator)
         trainer = Trainer(task, data, communicator, devices, settings)
+        if not resume:
+            trainer.refuse_used_output()
         resumed = trainer.resume() if resume else False
         leads = communicator.rank == 0
         progress = Progress(settings.steps, trainer.step, leads, progress_style)
@@ -126,7 +128,7 @@ def evaluate(
     """Evaluate saved weights on the test data; every example counts once, on any number of ranks."""
     from distopt.communicators import connect, guard
 
-    with connect() as communicator, guard(communicator):
+    with _plain_errors(), connect() as communicator, guard(communicator):
         from distopt.evaluation import evaluate_file
 
         path = weights / "weights.safetensors" if weights.is_dir() else weights
@@ -185,10 +187,12 @@ def _limit_threads(communicator: Communicator) -> int:
     asked = os.environ.get("OMP_NUM_THREADS") or os.environ.get("OPENBLAS_NUM_THREADS")
     if asked and asked.isdigit():
         return int(asked)
-    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # A launcher that binds ranks to cores has divided them already.
-    bound = mine < (os.cpu_count() or 1)
-    threads = mine if bound else max(1, mine // communicator.local_size)
+    cores = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset[int]()
+    mine = len(cores) or os.cpu_count() or 1
+    # Ranks that a launcher bound have cores of their own; others share theirs.
+    ranks = communicator.all_gather_object((communicator.host, cores))
+    sharing = sum(1 for host, others in ranks if host == communicator.host and (not cores or others & cores))
+    threads = max(1, mine // max(1, sharing))
     threadpool_limits(threads)
     return threads
 

@@ -54,7 +54,10 @@ def evaluate_file(
     if averaged:
         averages = ExponentialMovingAverage(task.average_decay)
         names = {v.name: averages.average_name(v) for v in replica.variables}
-        arrays |= {name: arrays[average] for name, average in names.items() if average in arrays}
+        missing = [average for average in names.values() if average not in arrays]
+        if missing:
+            raise CheckpointError(f"{path} has no {missing[0]!r}; evaluate it with --no-averaged")
+        arrays |= {name: arrays[average] for name, average in names.items()}
     load_weights(path, replica, arrays)
     return task.name, evaluate(replica, task, data, communicator)
 

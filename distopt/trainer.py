@@ -144,8 +144,9 @@ class Trainer:
     def _copy_to_other_replicas(self) -> None:
         first = self.replicas[0]
         for other in self.replicas[1:]:
-            for source, target in zip(first.arena.slabs, other.arena.slabs, strict=True):
-                target.values[...] = other.device.asarray(source.values)
+            with other.device.activate():
+                for source, target in zip(first.arena.slabs, other.arena.slabs, strict=True):
+                    target.values[...] = other.device.asarray(source.values)
 
     def run(self, progress: Progress, metrics: MetricsFile) -> float:
         """Train up to `settings.steps`, or until a rank is asked to stop by SIGUSR1, SIGTERM or SIGINT.
@@ -184,6 +185,10 @@ class Trainer:
 
     def train_step(self, batches: Prefetcher[list[Batch]]) -> Ticket:
         """Do one step; returns the totals of the global batch, the loss with regularisation included."""
+        with self.replicas[0].device.activate():
+            return self._train_step(batches)
+
+    def _train_step(self, batches: Prefetcher[list[Batch]]) -> Ticket:
         clock = self.clock
         clock.start("input")
         shards = batches.get(self.step)
@@ -202,7 +207,7 @@ class Trainer:
         clock.add("backward", -self.aggregator.exposed_seconds)
         clock.add("exposed communication", self.aggregator.exposed_seconds)
         clock.start("apply")
-        self._check_finite(own, shards)
+        self._check_finite(own, shards, pairs)
         self._apply(pairs)
         clock.start(None)
         self.step += 1
@@ -232,9 +237,16 @@ class Trainer:
             batches.append(Batch(images, self.data.labels[chosen]))
         return batches
 
-    def _check_finite(self, own: Ticket, shards: list[Batch]) -> None:
-        """Raise on every rank when any rank's loss is not finite; the message names the ranks."""
+    def _check_finite(self, own: Ticket, shards: list[Batch], pairs: list[Pair]) -> None:
+        """Raise on every rank when a loss or a global gradient is not finite, and say where."""
         if not self.aggregator.ticket.not_finite:
+            # Every rank has the same gradients, so all decide alike without asking each other.
+            bad = [v.name for g, v in pairs if g is not None and not np.isfinite(float(g.sum(dtype="f8")))]
+            if bad:
+                raise NonFiniteError(
+                    f"the loss is finite at step {self.step + 1}, but the gradients of {', '.join(bad)} are "
+                    "not. The variables were left as they were. Lower the learning rate, or look at the data."
+                )
             return
         reason = ""
         if own.not_finite:
@@ -279,7 +291,8 @@ class Trainer:
             data: the examples, whole on every rank.
             averaged: use the moving averages of the weights instead of the weights.
         """
-        with self.averages.averaged_weights() if averaged else nullcontext():
+        weights = self.averages.averaged_weights() if averaged else nullcontext()
+        with self.replicas[0].device.activate(), weights:
             return evaluate(self.replicas[0], self.task, data, self.communicator)
 
     @contextmanager
@@ -319,6 +332,7 @@ class Trainer:
             "examples": self.step * self.settings.global_batch,
             "global_batch": self.settings.global_batch,
             "seed": self.settings.seed,
+            "data": f"{self.data.name}, {len(self.data.labels)} examples",
             "optimizer": self.optimizer.get_name(),
         }
 
@@ -354,15 +368,32 @@ class Trainer:
             return False
         path, arrays, manifest = loaded
         own = self._manifest()
-        for key in ("task", "global_batch", "seed", "optimizer"):
-            if manifest[key] != own[key]:
+        for key in ("task", "global_batch", "seed", "data", "optimizer"):
+            if manifest.get(key) != own[key]:
                 raise CheckpointError(
-                    f"{path} was trained with {key} {manifest[key]!r}, this run has {own[key]!r}. "
+                    f"{path} was trained with {key} {manifest.get(key)!r}, this run has {own[key]!r}. "
                     "Use the same, or another --output."
                 )
         self._load(path, arrays)
         self.step = int(manifest["step"])
         return True
+
+    def refuse_used_output(self) -> None:
+        """Raise on every rank when the output folder holds checkpoints of an earlier run. Collective.
+
+        Raises:
+            CheckpointError: it does. Their steps would mix with this run's.
+        """
+
+        def look() -> None:
+            found = checkpoint.paths(self.settings.output) if self.settings.output is not None else []
+            if found:
+                raise CheckpointError(
+                    f"{self.settings.output} holds checkpoints of an earlier run ({found[-1].name}). Go on "
+                    "with it by --resume, choose another --output, or delete the folder."
+                )
+
+        _from_rank_0(self.communicator, look)
 
     def _load(self, path: Path, arrays: dict[str, Array]) -> None:
         weights = {k.partition(":")[2]: v for k, v in arrays.items() if k.startswith("weights:")}

@@ -7,17 +7,20 @@ the optimizer's formula, checksums and checkpoints then work on one array instea
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from distopt.backend import Array, Device, asnumpy, current_device, device_of, namespace
 
-__all__ = ["Arena", "IndexedSlices", "Operand", "Slab", "Variable"]
+__all__ = ["Arena", "IndexedSlices", "Operand", "Slab", "Variable", "add_gradients", "dense_gradient"]
 
 _ALIGNMENT_BYTES = 256
+
+_numbers = itertools.count()
 
 operators: dict[str, Callable[..., Any]] = {}
 """Name -> primitive for the Python operators; `distopt.ops` fills it (a lower level can't import it)."""
@@ -92,6 +95,8 @@ class Variable(Operand):
     Attributes:
         value: the array, of shape `shape`: a view of the arena once the variable is in one.
         gradient: the view of the arena's gradients, or None outside an arena.
+        number: grows with each variable made in this process. Ranks that run the same program make their
+            variables in the same order, so it orders variables alike on all of them.
 
     Raises:
         TypeError: the value is not numeric, or `constraint` is not callable.
@@ -103,6 +108,7 @@ class Variable(Operand):
         "device",
         "gradient",
         "name",
+        "number",
         "slab",
         "start",
         "trainable",
@@ -124,6 +130,7 @@ class Variable(Operand):
             )
         if callable(initial_value) and not isinstance(initial_value, Operand):
             initial_value = initial_value()
+        self.number = next(_numbers)
         self.name = name or "Variable"
         self.trainable = trainable
         self.constraint = constraint
@@ -296,6 +303,42 @@ def _check_range(indices: Array, rows: int) -> None:
         raise ValueError(f"indices go from {low} to {high}, but there are rows 0 to {rows - 1} only")
 
 
+def add_gradients(first: Any, second: Any) -> Any:
+    """Return the sum of two gradients of one variable in new memory: dense, unless both are slices."""
+    if isinstance(first, IndexedSlices) and isinstance(second, IndexedSlices):
+        xp = namespace(first.values)
+        return IndexedSlices(
+            xp.concatenate([first.values, second.values]),
+            xp.concatenate([first.indices, second.indices]),
+            first.dense_shape,
+        )
+    dense = [g.to_dense() if isinstance(g, IndexedSlices) else g for g in (first, second)]
+    return dense[0] + dense[1]
+
+
+def dense_gradient(gradient: Any, variable: Variable) -> Array:
+    """Return a gradient as an array of its variable's shape, dtype and device; copies only if needed.
+
+    Raises:
+        TypeError: it is no array, number or IndexedSlices.
+        ValueError: its shape differs from the variable's.
+    """
+    given = gradient.to_dense() if isinstance(gradient, IndexedSlices) else gradient
+    try:
+        array = variable.device.asarray(given, variable.dtype)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            "Gradient must be convertible to an array or IndexedSlices, or None; "
+            f"for variable {variable.name!r} got {type(gradient).__name__}"
+        ) from error
+    if array.shape != variable.shape:
+        raise ValueError(
+            f"the gradient of variable {variable.name!r} has shape {array.shape}, "
+            f"the variable has {variable.shape}"
+        )
+    return array
+
+
 @dataclass(eq=False)
 class Slab:
     """The part of an arena that holds one dtype.
@@ -304,11 +347,13 @@ class Slab:
         values: flat array of all values, padding between segments zero.
         gradients: flat array of the same layout.
         variables: in the order of their segments.
+        number: grows with each slab made in this process, so it orders slabs alike on all ranks.
     """
 
     values: Array
     gradients: Array
     variables: list[Variable]
+    number: int = field(default_factory=_numbers.__next__)
 
     @property
     def dtype(self) -> np.dtype[Any]:

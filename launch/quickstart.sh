@@ -61,7 +61,7 @@ mkdir -p "$output" 2>/dev/null && [ -w "$output" ] || output=$(mktemp -d)
 printf 'set-up took %d s\n\n' $((SECONDS - began)) >&2
 
 # An earlier run's record must not pass for this one's.
-rm -f "$output/metrics.jsonl"
+rm -f "$output/metrics.jsonl" "$output"/checkpoint-*.safetensors
 began=$SECONDS
 code=0
 DISTOPT_VENV=$venv bash "$root/launch/local.sh" -n "$ranks" -- \

@@ -172,6 +172,14 @@ def test_a_gather_out_of_range_is_refused():
         ops.gather(table, indices=np.array([1, -1]))
 
 
+def test_an_index_with_arrays_is_refused():
+    x = Variable([1.0, 2.0, 3.0])
+    assert x[np.int64(1)].numpy() == 2.0
+    for key in (np.array([0, 0]), [0, 0], (slice(None), np.array([1]))):
+        with pytest.raises(TypeError, match=r"use ops\.gather"):
+            x[key]
+
+
 def test_stop_gradient_makes_a_constant():
     x = Variable(3.0)
     with GradientTape() as tape:

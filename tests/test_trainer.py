@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import training
 
+from distopt.backend import Device, current_device
 from distopt.communicators import connect
 from distopt.errors import CheckpointError, CommunicatorError, NonFiniteError
 from distopt.testing import world
-from distopt.trainer import Settings
+from distopt.trainer import Settings, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -242,3 +243,51 @@ def test_metrics_file_has_a_record_per_logging_step(tmp_path):
         "apply",
     }
     assert records[0]["ms_per_step"] >= sum(records[0]["phases_ms"].values()) * 0.5
+
+
+def test_gradients_that_are_not_finite_stop_all_ranks_before_the_update():
+    def run(communicator):
+        made = training.trainer(communicator)
+        before = training.state(made)
+        stream = made.replicas[0].gradients
+
+        def spoiled(tape, loss):
+            for gradient, variable in stream(tape, loss):
+                if communicator.rank == 1 and variable.name == "conv/biases":
+                    gradient[2] = np.inf
+                yield gradient, variable
+
+        made.replicas[0].gradients = spoiled
+        message = "the loss is finite at step 1, but the gradients of conv/biases are not"
+        with pytest.raises(NonFiniteError, match=message):
+            training.run(made)
+        after = training.state(made)
+        assert all(np.array_equal(after[name], value) for name, value in before.items())
+        return "raised"
+
+    assert world(2, run) == ["raised"] * 2
+
+
+def test_a_new_run_refuses_the_folder_of_an_earlier_one_on_every_rank(tmp_path):
+    def run(communicator):
+        made = training.trainer(communicator, output=tmp_path)
+        made.refuse_used_output()
+        communicator.barrier()
+        training.run(made)
+        communicator.barrier()
+        with pytest.raises(CheckpointError, match=r"holds checkpoints of an earlier run .*--resume"):
+            training.trainer(communicator, output=tmp_path).refuse_used_output()
+        return "raised"
+
+    assert world(2, run) == ["raised"] * 2
+
+
+def test_the_step_runs_with_the_first_replicas_device_current():
+    seen = []
+    with connect("local") as communicator:
+        settings = Settings(global_batch=16, steps=1, log_every=1)
+        made = Trainer(training.TASK, training.data(), communicator, [Device("cpu", 3)], settings)
+        made.optimizer.gradient_transformers.append(lambda pairs: [seen.append(current_device()), pairs][1])
+        training.run(made)
+        assert current_device() == Device("cpu", 0)
+    assert seen == [Device("cpu", 3)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+import zlib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from distopt.aggregators.buckets import SlabReduction
 from distopt.aggregators.loose import reduce_loose
 from distopt.aggregators.ticket import Ticket
 from distopt.backend import Array
-from distopt.communicators import Communicator, Pending
-from distopt.variables import IndexedSlices, Slab, Variable
+from distopt.communicators import Communicator
+from distopt.errors import CommunicatorError
+from distopt.variables import IndexedSlices, dense_gradient
 
 __all__ = ["AllReduce"]
 
@@ -54,72 +56,101 @@ class AllReduce(Aggregator):
         self.bucket_bytes = bucket_bytes
         self.exposed_seconds = 0.0
         self.bytes_reduced = 0
+        self._leading_slab: int | None = None
 
     def reduce(self, pairs: Iterable[Pair], ticket: Ticket | None = None) -> list[Pair]:
         """See `Aggregator.reduce`.
 
         Raises:
-            ValueError: reduction is "mean" and no number of examples was given, or no rank has any.
+            ValueError: reduction is "mean" and no number of examples was given, or no rank has any; a
+                variable comes twice; a shape differs from its variable's.
+            CommunicatorError: the ranks gave different variables.
         """
         if self.reduction == "mean" and ticket is None:
             raise ValueError(
                 "reduction='mean' divides by the examples of the global batch, but their number was not "
                 "given: pass examples=len(batch) to minimize or apply_gradients, or use reduction='sum'"
             )
-        began = time.perf_counter()
-        totals = (ticket or Ticket()).to_array()
-        ticket_pending = self.communicator.all_reduce(totals)
-        self.exposed_seconds = time.perf_counter() - began
+        self.exposed_seconds = 0.0
         slabs: dict[int, SlabReduction] = {}
         given = self._consume(pairs, slabs)
+        return self._timed(lambda: self._finish(given, slabs, ticket or Ticket()))
 
+    def _timed(self, communicate: Callable[[], Any]) -> Any:
         began = time.perf_counter()
-        presence = self._finish_buckets(given, slabs)
-        ticket_pending.wait()
-        self.ticket = Ticket.from_array(totals)
-        divisor = self._divisor()
-        reduced = reduce_loose(self.communicator, given, presence, divisor)
-        for reduction in slabs.values():
-            reduction.wait(divisor)
+        result = communicate()
         self.exposed_seconds += time.perf_counter() - began
-        self.bytes_reduced = totals.nbytes + sum(r.slab.gradients.nbytes for r in slabs.values())
-        return reduced
+        return result
 
     def _consume(self, pairs: Iterable[Pair], slabs: dict[int, SlabReduction]) -> list[Pair]:
         """Pull the pairs, starting each bucket when it is complete and polling those in flight."""
         given: list[Pair] = []
-        order: list[Slab] = []
+        seen: set[int] = set()
         for gradient, variable in pairs:
+            if id(variable) in seen:
+                raise ValueError(
+                    f"variable {variable.name!r} comes twice; add its gradients up before reducing them"
+                )
+            seen.add(id(variable))
             given.append((gradient, variable))
             slab = variable.slab
             if slab is not None:
-                if id(slab) not in slabs:
-                    slabs[id(slab)] = SlabReduction(slab, self.communicator, self.bucket_bytes)
-                    order.append(slab)
+                if slab.number not in slabs:
+                    slabs[slab.number] = SlabReduction(slab, self.communicator, self.bucket_bytes)
                 if gradient is not None:
-                    _write_into_arena(gradient, variable)
-                    slabs[id(slab)].add(variable)
-            began = time.perf_counter()
-            if order:
-                # Only the first slab streams: a second one's buckets would start in an order that
-                # depends on when its gradients come.
-                slabs[id(order[0])].start_complete_buckets()
+                    if gradient is not variable.gradient:
+                        variable.gradient[...] = dense_gradient(gradient, variable)
+                    slabs[slab.number].add(variable)
+            leading = slabs.get(self._leading_slab) if self._leading_slab is not None else None
+            if leading is not None:
+                self._timed(leading.start_complete_buckets)
             # MPI moves data only inside its calls; without this, nothing would overlap.
-            self.communicator.progress()
-            self.exposed_seconds += time.perf_counter() - began
+            self._timed(self.communicator.progress)
         return given
 
-    def _finish_buckets(self, given: list[Pair], slabs: dict[int, SlabReduction]) -> Array:
-        """Start what is left, and agree with all ranks which variables have a gradient of which kind."""
-        for reduction in slabs.values():
-            reduction.fill_missing(reduction.slab.variables)
-            reduction.start_complete_buckets()
+    def _finish(self, given: list[Pair], slabs: dict[int, SlabReduction], ticket: Ticket) -> list[Pair]:
+        """Start what is left, in one order on all ranks, and wait for everything."""
+        # Only one slab streams, the first one of the step before: the order in which gradients come
+        # depends on which a rank has, the order of the slabs does not.
+        order = sorted(slabs, key=lambda number: (number != self._leading_slab, number))
+        for number in order:
+            slabs[number].fill_missing(slabs[number].slab.variables)
+            slabs[number].start_complete_buckets()
+        self._leading_slab = min(slabs, default=None)
+        # Backward gives gradients as they become final, the missing ones last: sort that out.
+        ordered = sorted(given, key=lambda pair: pair[1].number)
+        totals = np.concatenate([ticket.to_array(), _fingerprint(ordered)])
+        self.communicator.all_reduce(totals).wait()
+        self._check_same_variables(totals[-2:])
+        self.ticket = Ticket.from_array(totals[:-2])
+        divisor = self._divisor()
+        reduced = reduce_loose(self.communicator, ordered, self._presence(ordered), divisor)
+        for number in order:
+            slabs[number].wait(divisor)
+        self.bytes_reduced = totals.nbytes + sum(r.slab.gradients.nbytes for r in slabs.values())
+        found = {id(variable): gradient for gradient, variable in reduced}
+        return [(found[id(variable)], variable) for _, variable in given]
+
+    def _presence(self, given: list[Pair]) -> Array:
+        """Return on how many ranks each variable has a gradient, and on how many it is sparse."""
         presence = np.array(
             [[g is not None for g, _ in given], [isinstance(g, IndexedSlices) for g, _ in given]], np.float32
         )
-        pending: Pending = self.communicator.all_reduce(presence.reshape(-1))
-        pending.wait()
+        self.communicator.all_reduce(presence.reshape(-1)).wait()
         return presence
+
+    def _check_same_variables(self, sums: Array) -> None:
+        """Raise on every rank unless all gave variables of the same shapes and dtypes.
+
+        The sum of squares is the square of the sum over the number of ranks only if all are equal.
+        """
+        size = self.communicator.size
+        if size * int(sums[1]) != int(sums[0]) ** 2:
+            raise CommunicatorError(
+                f"the {size} ranks gave gradients of different variables (their shapes and dtypes, in the "
+                "order of their creation, differ). Build the same model in the same order on every rank, "
+                "and give every variable on every rank, with None where it has no gradient."
+            )
 
     def _divisor(self) -> float | None:
         if self.reduction == "sum":
@@ -132,13 +163,8 @@ class AllReduce(Aggregator):
         return self.ticket.examples
 
 
-def _write_into_arena(gradient: Any, variable: Variable) -> None:
-    if gradient is variable.gradient or variable.gradient is None:
-        return
-    dense = gradient.to_dense() if isinstance(gradient, IndexedSlices) else gradient
-    if np.shape(dense) != variable.shape:
-        raise ValueError(
-            f"the gradient of variable {variable.name!r} has shape {np.shape(dense)}, "
-            f"the variable has {variable.shape}"
-        )
-    variable.gradient[...] = variable.device.asarray(dense, variable.dtype)
+def _fingerprint(given: list[Pair]) -> Array:
+    """Return a number that tells lists of variables apart, and its square, small enough to sum exactly."""
+    schema = ";".join(f"{v.shape}{v.dtype.str}{v.slab is not None}" for _, v in given)
+    number = float(zlib.crc32(schema.encode()) & 0xFFFFF)
+    return np.array([number, number * number])

@@ -9,7 +9,7 @@ import numpy as np
 from distopt.aggregators.aggregator import Pair
 from distopt.backend import Array, namespace
 from distopt.communicators import Communicator
-from distopt.variables import IndexedSlices, Variable
+from distopt.variables import IndexedSlices, Variable, dense_gradient
 
 __all__ = ["reduce_loose"]
 
@@ -62,23 +62,13 @@ def _reduce_packed(
         gradient, variable = given[i]
         view = flat[start : start + size].reshape(variable.shape)
         if gradient is not None:
-            view[...] = _dense(gradient, variable)
+            view[...] = dense_gradient(gradient, variable)
         views[i] = view
         start += size
     communicator.all_reduce(flat).wait()
     if divisor is not None:
         flat /= flat.dtype.type(divisor)
     return views
-
-
-def _dense(gradient: Any, variable: Variable) -> Any:
-    array = gradient.to_dense() if isinstance(gradient, IndexedSlices) else gradient
-    if np.shape(array) != variable.shape:
-        raise ValueError(
-            f"the gradient of variable {variable.name!r} has shape {np.shape(array)}, "
-            f"the variable has {variable.shape}"
-        )
-    return variable.device.asarray(array, variable.dtype)
 
 
 def _gather_rows(

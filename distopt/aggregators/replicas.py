@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from distopt.aggregators.aggregator import Pair
+from distopt.variables import IndexedSlices, Variable, add_gradients
 
 __all__ = ["combine_replicas"]
 
@@ -33,9 +35,20 @@ def combine_replicas(replicas: Sequence[Iterable[Pair]]) -> Iterator[Pair]:
             other = found[variable.name]
             if other is None:
                 continue
-            moved = variable.device.asarray(other)
-            if total is None:
-                total = moved
-            else:
-                total += moved
+            total = _added(total, other, variable)
         yield total, variable
+
+
+def _added(total: Any, other: Any, variable: Variable) -> Any:
+    if isinstance(other, IndexedSlices):
+        moved: Any = IndexedSlices(
+            variable.device.asarray(other.values), variable.device.asarray(other.indices), other.dense_shape
+        )
+    else:
+        moved = variable.device.asarray(other)
+    if total is None:
+        return moved
+    if total is variable.gradient and not isinstance(moved, IndexedSlices):
+        total += moved  # the arena is ours to change
+        return total
+    return add_gradients(total, moved)

@@ -1,4 +1,4 @@
-"""Does training get there, and is it the same on any number of ranks: real runs of `distopt train cifar10`."""
+"""Does training get there, and is it the same on any number of ranks: real runs of `distopt train`."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def main(options: Options, json_path: str | None) -> None:
     print(text_table(["seed", "averaged weights", "raw weights", "train s", "examples/s"], rows))
     if options.curves:
         print(
-            f"\nlosses of the first {options.curve_steps} steps on {', '.join(map(str, options.curves))} ranks "
-            f"differ by {result['largest_relative_difference']:.1e} relative at most"
+            f"\nlosses of the first {options.curve_steps} steps on {', '.join(map(str, options.curves))} "
+            f"ranks differ by {result['largest_relative_difference']:.1e} relative at most"
         )
     write_json(result, json_path)

@@ -68,7 +68,16 @@ def _(context: Context, upstream: Any) -> tuple[Any, ...]:
 
 @primitive
 def slice_of(context: Context, x: Any, *, key: Any) -> Any:
-    """Return `x[key]` for integers and slices, as `tensor[key]` does."""
+    """Return `x[key]` for integers, slices, None and Ellipsis, as `tensor[key]` does.
+
+    Raises:
+        TypeError: the key holds an array or list; that is what `gather` is for.
+    """
+    for part in key if isinstance(key, tuple) else (key,):
+        if not (part is None or part is Ellipsis or isinstance(part, slice) or hasattr(part, "__index__")):
+            raise TypeError(f"an index must be made of integers and slices, got {part!r}; use ops.gather")
+        if getattr(part, "ndim", 0):
+            raise TypeError(f"an index must be made of integers and slices, got {part!r}; use ops.gather")
     return x[key]
 
 

@@ -11,10 +11,10 @@ from distopt import transforms
 from distopt.aggregators import Aggregator, GradientAggregator, Pair, Ticket
 from distopt.backend import Array
 from distopt.elementwise import Rule
-from distopt.optimizers.slots import Slots, arena_runs, as_dense
+from distopt.optimizers.slots import Slots, arena_runs
 from distopt.schedules import LearningRateSchedule
 from distopt.tape import GradientTape, Tensor
-from distopt.variables import IndexedSlices, Variable
+from distopt.variables import IndexedSlices, Variable, dense_gradient
 
 __all__ = ["Optimizer"]
 
@@ -226,7 +226,7 @@ class Optimizer:
                 self._update(run.values, run.gradients, self._slots.of_run(run), scalars)
             for gradient, variable in dense:
                 if variable.slab is None:
-                    array = as_dense(gradient, variable).reshape(-1)
+                    array = dense_gradient(gradient, variable).reshape(-1)
                     slots = [slot.reshape(-1) for slot in self._slots.of_variable(variable)]
                     self._update(variable.value.reshape(-1), array, slots, scalars)
             for gradient, variable in group:

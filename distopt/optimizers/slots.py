@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from distopt.aggregators import Pair
 from distopt.backend import Array, asnumpy
-from distopt.variables import Slab, Variable
+from distopt.variables import Slab, Variable, dense_gradient
 
-__all__ = ["Run", "Slots", "arena_runs", "as_dense"]
+__all__ = ["Run", "Slots", "arena_runs"]
 
 
 @dataclass
@@ -52,7 +51,7 @@ def arena_runs(pairs: Iterable[Pair]) -> list[Run]:
         if variable.slab is None or variable.gradient is None:
             continue
         if gradient is not variable.gradient:
-            variable.gradient[...] = as_dense(gradient, variable)
+            variable.gradient[...] = dense_gradient(gradient, variable)
         members.setdefault(id(variable.slab), []).append(variable)
     runs: list[Run] = []
     for variables in members.values():
@@ -67,28 +66,6 @@ def arena_runs(pairs: Iterable[Pair]) -> list[Run]:
                 last = Run(slab, variable.start, slab.end(variable), [variable])
                 runs.append(last)
     return runs
-
-
-def as_dense(gradient: Any, variable: Variable) -> Array:
-    """Return a gradient as an array of its variable's shape, dtype and device.
-
-    Raises:
-        TypeError: it is no array or number.
-        ValueError: its shape differs.
-    """
-    try:
-        array = variable.device.asarray(gradient, variable.dtype)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            "Gradient must be convertible to an array or IndexedSlices, or None; "
-            f"for variable {variable.name!r} got {type(gradient).__name__}"
-        ) from error
-    if array.shape != variable.shape:
-        raise ValueError(
-            f"the gradient of variable {variable.name!r} has shape {array.shape}, "
-            f"the variable has {variable.shape}"
-        )
-    return array
 
 
 class Slots:
@@ -185,6 +162,7 @@ class Slots:
 
 
 def _filled(variable: Variable, size: int, value: float) -> Array:
-    array = variable.device.empty(size, variable.dtype)
-    array.fill(value)
+    with variable.device.activate():
+        array = variable.device.empty(size, variable.dtype)
+        array.fill(value)
     return array

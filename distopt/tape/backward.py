@@ -9,7 +9,7 @@ import numpy as np
 
 from distopt.backend import Array, namespace
 from distopt.tape.record import Node, Recorder, Tensor
-from distopt.variables import IndexedSlices, Operand, Variable
+from distopt.variables import IndexedSlices, Operand, Variable, add_gradients
 
 __all__ = ["backward"]
 
@@ -157,25 +157,13 @@ class _Sum:
         if self.value is None:
             self.value = contribution
         elif isinstance(self.value, IndexedSlices) or isinstance(contribution, IndexedSlices):
-            self.value = _add_slices(self.value, contribution)
+            self.value = add_gradients(self.value, contribution)
             self._owned = True
         elif self._owned and np.shape(self.value):
             self.value += contribution
         else:
             self.value = self.value + contribution
             self._owned = True
-
-
-def _add_slices(first: Any, second: Any) -> Any:
-    if isinstance(first, IndexedSlices) and isinstance(second, IndexedSlices):
-        xp = namespace(first.values)
-        return IndexedSlices(
-            xp.concatenate([first.values, second.values]),
-            xp.concatenate([first.indices, second.indices]),
-            first.dense_shape,
-        )
-    dense = [g.to_dense() if isinstance(g, IndexedSlices) else g for g in (first, second)]
-    return dense[0] + dense[1]
 
 
 def _final(total: _Sum | None, source: Any, into_arena: bool) -> Any:

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from distopt import ops
+from distopt.tape import GradientTape
+from distopt.variables import Variable
 
 
 def test_cross_entropy_of_known_probabilities():
@@ -78,3 +80,12 @@ def test_a_chain_refuses_counts_that_do_not_add_up():
 
     with pytest.raises(ValueError, match=r"counts \(1,\) must tell how 0 parameters go to 1 stages"):
         ops.chain(np.zeros((1, 2, 2, 1)), stages=(MaxPool(),), counts=(1,))
+
+
+def test_a_gradient_goes_back_through_a_cast_in_the_inputs_dtype():
+    x = Variable(np.array([1.0, 2.0]))
+    with GradientTape() as tape:
+        y = ops.cast(x, dtype=np.float32) * 3.0
+    assert y.dtype == np.float32
+    gradient = tape.gradient(y, x)
+    assert (gradient.dtype, gradient.tolist()) == (np.float64, [3.0, 3.0])
