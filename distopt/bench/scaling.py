@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from distopt.backend import Device
+from distopt.backend import choose_device
 from distopt.bench import peer, scaling_plot
 from distopt.bench.report import environment, summarize, write_json
 from distopt.bench.tables import text_table
@@ -81,9 +81,11 @@ def run(options: Options) -> dict[str, Any]:
         `environment`.
 
     Raises:
+        BackendError: there is no such device.
         LaunchError: there is no mpirun, or a run failed.
     """
-    why_no_peer = peer.why_missing(Device()) if options.peer else "not asked for (--peer)"
+    device, _ = choose_device(options.device, 0)
+    why_no_peer = peer.why_missing(device) if options.peer else "not asked for (--peer)"
     programs: tuple[Program, ...] = ("distopt",) if why_no_peer else ("distopt", "torch")
     cases: list[tuple[str, int, Program]] = [
         (mode, ranks, program) for mode in options.modes for ranks in options.ranks for program in programs
