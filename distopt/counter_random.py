@@ -160,15 +160,11 @@ def _counter_word(value: Integers, name: str, xp: Any) -> Array:
         raise TypeError(f"{name} must be integer, got dtype {array.dtype}")
     # On a GPU the check would have to wait for the device.
     if xp is np and array.size and not (array.min() >= 0 and array.max() < 1 << 32):
-        raise ValueError(
-            f"{name} must be in [0, 2**32), got values from {array.min()} to {array.max()}"
-        )
+        raise ValueError(f"{name} must be in [0, 2**32), got values from {array.min()} to {array.max()}")
     return array.astype(xp.uint64)  # type: ignore[no-any-return]
 
 
-def _fill(
-    out: Array, seed: int, stream: int, epochs: Array, indices: Array, blocks: Array, xp: Any
-) -> None:
+def _fill(out: Array, seed: int, stream: int, epochs: Array, indices: Array, blocks: Array, xp: Any) -> None:
     """Write the groups of four words at flat arrays of addresses to `out`, uint32 [n, 4]."""
     state = [
         blocks.astype(xp.uint64),

@@ -59,8 +59,7 @@ def world(
             shared.end(rank, None)
 
     threads = [
-        threading.Thread(target=run, args=(rank,), name=f"rank {rank}", daemon=True)
-        for rank in range(n)
+        threading.Thread(target=run, args=(rank,), name=f"rank {rank}", daemon=True) for rank in range(n)
     ]
     deadline = time.monotonic() + timeout_seconds + 1.0  # the waiting ranks report first
     for thread in threads:
@@ -74,8 +73,7 @@ def world(
     late = [rank for rank in range(n) if rank not in shared.ended]
     if late:
         raise CommunicatorError(
-            f"rank(s) {late} of {n} did not end within {timeout_seconds:g} s, "
-            "outside of collectives."
+            f"rank(s) {late} of {n} did not end within {timeout_seconds:g} s, outside of collectives."
         )
     killed = [rank for rank in range(n) if rank not in results]
     if killed:

@@ -36,12 +36,8 @@ def test_philox_of_arrays_broadcasts_and_equals_philox_of_each_counter():
 def test_words_put_block_index_epoch_and_stream_in_the_counter_and_the_seed_in_the_key():
     seed = (0x299F31D0 << 32) | 0xA4093822
     bits = counter_random.words(seed, 0x03707344, 0x13198A2E, np.array([0x85A308D3]), 8)
-    first = counter_random.philox4x32(
-        (0, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0)
-    )
-    second = counter_random.philox4x32(
-        (1, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0)
-    )
+    first = counter_random.philox4x32((0, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0))
+    second = counter_random.philox4x32((1, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0))
     np.testing.assert_array_equal(bits[0], np.concatenate([first, second]))
 
 
@@ -61,9 +57,7 @@ def test_the_numbers_of_an_example_do_not_depend_on_the_other_examples_of_the_ca
 def test_asking_for_more_numbers_gives_the_same_ones_first(draw):
     function = getattr(counter_random, draw)
     index = np.arange(3)
-    np.testing.assert_array_equal(
-        function(0, 1, 2, index, 5), function(0, 1, 2, index, 70_001)[:, :5]
-    )
+    np.testing.assert_array_equal(function(0, 1, 2, index, 5), function(0, 1, 2, index, 70_001)[:, :5])
 
 
 def test_every_part_of_the_address_changes_the_numbers():

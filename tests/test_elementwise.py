@@ -69,10 +69,7 @@ ADAM = {"learning_rate": 0.01, "beta_1": 0.9, "beta_2": 0.999}
 
 def arrays_for(rule, size, dtype, seed=0):
     rng = np.random.default_rng(seed)
-    return [
-        rng.standard_normal(size).astype(dtype) ** (2 if name in "mv" else 1)
-        for name in rule.arrays
-    ]
+    return [rng.standard_normal(size).astype(dtype) ** (2 if name in "mv" else 1) for name in rule.arrays]
 
 
 def expected_by_function(rule, arrays, **settings):
@@ -81,9 +78,7 @@ def expected_by_function(rule, arrays, **settings):
     rounded = {k: v if isinstance(v, bool) else dtype(v) for k, v in settings.items()}
     with np.errstate(all="ignore"):
         results = rule.function(*[a.copy() for a in arrays], **rounded)
-    return dict(
-        zip(rule.outputs, results if isinstance(results, tuple) else (results,), strict=True)
-    )
+    return dict(zip(rule.outputs, results if isinstance(results, tuple) else (results,), strict=True))
 
 
 def assert_bits_equal(actual, expected):
@@ -250,9 +245,7 @@ def test_rows_change_as_if_they_were_arrays_of_their_own_and_others_stay(path):
     table, m, v = (rng.random((1000, 3, 50)).astype(np.float32) for _ in range(3))
     indices = rng.permutation(1000)[:400]
     gradient = rng.standard_normal((400, 3, 50)).astype(np.float32)
-    expected = expected_by_function(
-        example_adam, [table[indices], gradient, m[indices], v[indices]], **ADAM
-    )
+    expected = expected_by_function(example_adam, [table[indices], gradient, m[indices], v[indices]], **ADAM)
     before = {"value": table.copy(), "m": m.copy(), "v": v.copy()}
     example_adam.rows(indices, table, gradient, m, v, **ADAM, path=path)
     others = np.setdiff1d(np.arange(1000), indices)
@@ -589,8 +582,6 @@ def test_threads_can_apply_one_rule_at_a_time_each(path):
 
 
 def test_importing_loads_neither_numba_nor_cupy():
-    code = (
-        "import sys, distopt.elementwise; print([m for m in ('numba', 'cupy') if m in sys.modules])"
-    )
+    code = "import sys, distopt.elementwise; print([m for m in ('numba', 'cupy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

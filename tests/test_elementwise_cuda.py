@@ -180,10 +180,7 @@ def run_kernel(library, entry, sizes, arrays, scalars, control=None):
     kernel = getattr(library, entry)
     real = {"float64": ctypes.c_double}.get(arrays[0].dtype.name, ctypes.c_float)
     arguments = [
-        *[
-            ctypes.c_longlong(n) if isinstance(n, int) else ctypes.c_void_p(n.ctypes.data)
-            for n in sizes
-        ],
+        *[ctypes.c_longlong(n) if isinstance(n, int) else ctypes.c_void_p(n.ctypes.data) for n in sizes],
         *[ctypes.c_void_p(array.ctypes.data) for array in arrays],
         *[real(scalar) for scalar in scalars],
         ctypes.c_void_p(None if control is None else control.ctypes.data),
@@ -239,9 +236,7 @@ def test_a_kernel_run_as_cpp_has_the_bits_of_the_numpy_path(library, number):
         whole = [expected.get(name) for name in rule.arrays]
         rule(*whole, **scalars, **options, path="numpy")
         arrays = list(given.values())
-        run_kernel(
-            library, f"k{number}_{entries(rule, dtype)[0]}", [1003], arrays, scalars.values()
-        )
+        run_kernel(library, f"k{number}_{entries(rule, dtype)[0]}", [1003], arrays, scalars.values())
         for name in formula.arrays:
             assert_same(given[name], expected[name], formula.exact)
 

@@ -2,7 +2,7 @@
 
 Every competitor updates arrays of its own from the same gradient, on one thread; ours by the formula that
 `distopt.optimizers.Adam` runs over its arena. After the last round their weights are compared, so a fast
-wrong result would show (PyTorch adds epsilon to the corrected root: 1e-8 makes no difference here).
+wrong result would show.
 """
 
 from __future__ import annotations
@@ -91,8 +91,18 @@ def _own(path: Literal["numpy", "numba"], gradient: Array) -> tuple[Callable[[],
     def step() -> None:
         nonlocal steps
         steps += 1
-        rate = _LEARNING_RATE * math.sqrt(1 - _BETA_2**steps) / (1 - _BETA_1**steps)
-        adam(value, gradient, m, v, rate=rate, beta_1=_BETA_1, beta_2=_BETA_2, epsilon=_EPSILON, path=path)
+        root = math.sqrt(1 - _BETA_2**steps)
+        adam(
+            value,
+            gradient,
+            m,
+            v,
+            rate=_LEARNING_RATE * root / (1 - _BETA_1**steps),
+            beta_1=_BETA_1,
+            beta_2=_BETA_2,
+            epsilon=_EPSILON * root,  # PyTorch adds it to the corrected root
+            path=path,
+        )
 
     return step, value
 

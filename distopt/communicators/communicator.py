@@ -191,9 +191,7 @@ class Communicator(ABC):
         """
         self._check_array("all_reduce", values, writable=True)
         if op not in get_args(ReduceOp):
-            raise ValueError(
-                f'all_reduce: op must be "sum", "max" or "min", got {op!r} on {self.where}.'
-            )
+            raise ValueError(f'all_reduce: op must be "sum", "max" or "min", got {op!r} on {self.where}.')
         if values.dtype not in _REDUCIBLE:
             raise TypeError(
                 f"all_reduce: arrays of {values.dtype} can't be reduced (on {self.where}). Use "
@@ -319,8 +317,7 @@ class Communicator(ABC):
     def _check_array(self, operation: str, values: Any, writable: bool) -> None:
         if not (isinstance(values, np.ndarray) or device_of(values).kind == "cuda"):
             raise TypeError(
-                f"{operation}: expected a NumPy or CuPy array, got {type(values).__name__} "
-                f"on {self.where}."
+                f"{operation}: expected a NumPy or CuPy array, got {type(values).__name__} on {self.where}."
             )
         if values.dtype.hasobject:
             raise TypeError(
@@ -341,8 +338,7 @@ class Communicator(ABC):
     def _check_root(self, operation: str, root: int) -> None:
         if not 0 <= root < self.size:
             raise ValueError(
-                f"{operation}: root must be a rank, 0 to {self.size - 1}, got {root} "
-                f"on {self.where}."
+                f"{operation}: root must be a rank, 0 to {self.size - 1}, got {root} on {self.where}."
             )
 
     @abstractmethod

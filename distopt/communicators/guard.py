@@ -31,9 +31,7 @@ from distopt.communicators.communicator import Communicator
 
 __all__ = ["guard", "install"]
 
-_RANK_0_FIRST_SECONDS = (
-    0.6  # longer than Communicator.abort and the launcher take to end the others
-)
+_RANK_0_FIRST_SECONDS = 0.6  # longer than Communicator.abort and the launcher take to end the others
 
 
 @contextlib.contextmanager
@@ -66,9 +64,7 @@ def install(communicator: Communicator) -> None:
     process_id = os.getpid()  # a forked child must not end the job of its parent
     main_hook, thread_hook = sys.excepthook, threading.excepthook
 
-    def end_after_main(
-        kind: type[BaseException], error: BaseException, trace: TracebackType | None
-    ) -> None:
+    def end_after_main(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if os.getpid() == process_id:
             _end_job(communicator, error)
         main_hook(kind, error, trace)

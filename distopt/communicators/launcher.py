@@ -126,11 +126,7 @@ def environment(
             components and yielding stays.
     """
     source = os.environ if base is None else base
-    kept = {
-        name: value
-        for name, value in source.items()
-        if not name.startswith(_PREFIXES + _MORE_PREFIXES)
-    }
+    kept = {name: value for name, value in source.items() if not name.startswith(_PREFIXES + _MORE_PREFIXES)}
     count = str(threads or max(1, usable_cores() // ranks))
     defaults = {
         "OMPI_ALLOW_RUN_AS_ROOT": "1",

@@ -168,9 +168,7 @@ class MpiCommunicator(Communicator):
                 timeout_seconds,
             )
 
-    def _set_up(
-        self, base: MPI.Intracomm, overlap: bool | None, checked: bool | None, label: str
-    ) -> None:
+    def _set_up(self, base: MPI.Intracomm, overlap: bool | None, checked: bool | None, label: str) -> None:
         self._mpi = base.Dup()
         self._mpi.Set_errhandler(MPI.ERRORS_RETURN)  # mpi4py turns what returns into exceptions
         neighbours = self._mpi.Split_type(MPI.COMM_TYPE_SHARED)
@@ -258,8 +256,7 @@ class MpiCommunicator(Communicator):
             yield
         except MPI.Exception as error:
             raise CommunicatorError(
-                f"{operation}, collective number {number} of {self.label}, failed on {self.where}: "
-                f"{error}"
+                f"{operation}, collective number {number} of {self.label}, failed on {self.where}: {error}"
             ) from error
 
     @contextlib.contextmanager

@@ -103,9 +103,7 @@ class ThreadWorld:
             if fault.rank >= size:
                 raise ValueError(f"{fault} names a rank that a world of {size} does not have")
         if hosts is not None and len(hosts) != size:
-            raise ValueError(
-                f"hosts must name one host for each of {size} ranks, got {list(hosts)}"
-            )
+            raise ValueError(f"hosts must name one host for each of {size} ranks, got {list(hosts)}")
         self.size = size
         self.timeout_seconds = timeout_seconds
         self.hosts = tuple(hosts) if hosts is not None else (socket.gethostname(),) * size
@@ -136,11 +134,7 @@ class ThreadWorld:
         """Count a collective of a rank, and take out the faults that belong to it."""
         self.calls_of_rank[rank] += 1
         number = self.calls_of_rank[rank]
-        due = [
-            fault
-            for fault in self.faults_to_come
-            if fault.rank == rank and fault.call_number == number
-        ]
+        due = [fault for fault in self.faults_to_come if fault.rank == rank and fault.call_number == number]
         for fault in due:
             self.faults_to_come.remove(fault)
         return due
@@ -149,9 +143,7 @@ class ThreadWorld:
 class _InMeeting(Pending):
     """A collective of which this rank has brought its part."""
 
-    def __init__(
-        self, communicator: ThreadCommunicator, number: int, finish: Callable[[Any], Array]
-    ) -> None:
+    def __init__(self, communicator: ThreadCommunicator, number: int, finish: Callable[[Any], Array]) -> None:
         self._communicator = communicator
         self._number = number
         self._finish = finish
@@ -205,9 +197,7 @@ class ThreadCommunicator(Communicator):
         world = self._world
         with world.condition:
             meeting = world.meetings[self.label, number]
-            in_time = world.condition.wait_for(
-                lambda: self._has_ended(number), world.timeout_seconds
-            )
+            in_time = world.condition.wait_for(lambda: self._has_ended(number), world.timeout_seconds)
             call = meeting.calls[self.rank]
             if meeting.done and meeting.error is None:
                 meeting.taken += 1
@@ -245,9 +235,7 @@ class ThreadCommunicator(Communicator):
             for rank in range(self.size)
         )
 
-    def _meet(
-        self, call: Call, number: int, brought: Any, combine: Callable[[list[Any]], Any]
-    ) -> None:
+    def _meet(self, call: Call, number: int, brought: Any, combine: Callable[[list[Any]], Any]) -> None:
         world = self._world
         world_rank = self._members[self.rank]
         for fault in world.due_faults(world_rank):
@@ -264,9 +252,7 @@ class ThreadCommunicator(Communicator):
             meeting.calls[self.rank] = call
             meeting.brought[self.rank] = brought
             if len(meeting.calls) == self.size:
-                meeting.error = describe_mismatch(
-                    number, [meeting.calls[rank] for rank in range(self.size)]
-                )
+                meeting.error = describe_mismatch(number, [meeting.calls[rank] for rank in range(self.size)])
                 if meeting.error is None:
                     meeting.result = combine([meeting.brought[rank] for rank in range(self.size)])
                 meeting.brought.clear()

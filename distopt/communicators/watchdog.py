@@ -43,9 +43,7 @@ def timeout_from_environment() -> float:
     except ValueError:
         seconds = -1.0
     if not seconds >= 0:
-        raise ValueError(
-            f"DISTOPT_TIMEOUT must be a number of seconds >= 0 (0: no limit), got {text!r}"
-        )
+        raise ValueError(f"DISTOPT_TIMEOUT must be a number of seconds >= 0 (0: no limit), got {text!r}")
     return seconds
 
 
@@ -143,9 +141,7 @@ class Watchdog:
         """Tell the others that this rank is done, and wait until all are; stops the thread."""
         if not self._leaving:
             self._leaving = True
-            self._waiting = _Wait(
-                "world", "waiting for the other ranks to end", -1, time.monotonic()
-            )
+            self._waiting = _Wait("world", "waiting for the other ranks to end", -1, time.monotonic())
             self._wake.set()
         self._all_left.wait()
         self._thread.join()
@@ -192,9 +188,7 @@ class Watchdog:
             if note.counts.get(waiting.label, waiting.number) < waiting.number
         ]
         if gone:
-            names = ", ".join(
-                f"rank {rank} (host {self._left[rank].host})" for rank in sorted(gone)
-            )
+            names = ", ".join(f"rank {rank} (host {self._left[rank].host})" for rank in sorted(gone))
             self._report(
                 f"it waits in {waiting}, but {names} already left: it returned, or called "
                 "sys.exit, before that collective."
@@ -227,10 +221,7 @@ class Watchdog:
         self._report(
             f"{waiting}, lasts longer than {self._timeout_seconds:g} s (DISTOPT_TIMEOUT). "
             "It waits for "
-            + (
-                "; ".join(blamed)
-                or "no rank in particular: all have called it; see the stacks above"
-            )
+            + ("; ".join(blamed) or "no rank in particular: all have called it; see the stacks above")
             + ". Where a longer wait is right, set DISTOPT_TIMEOUT (seconds; 0: no limit)."
         )
 

@@ -22,9 +22,7 @@ from distopt.data.dataset import check_images
 __all__ = ["DIGITS", "TUTORIAL", "Augmentation"]
 
 _STREAM = stream("distopt.augment")
-_DRAWS = (
-    5  # row, column, flip, brightness, contrast: always all, so settings don't shift each other
-)
+_DRAWS = 5  # row, column, flip, brightness, contrast: always all, so settings don't shift each other
 _PIECE_BYTES = 512 * 1024  # of float32 results at a time: they stay in a core's L2 cache
 _CENTRE = 128
 _EXACT_ROWS = 1024  # up to here a column's sum of squares, at most 2**14 each, is exact in float32
@@ -66,15 +64,12 @@ class Augmentation:
         if self.pad < 0:
             raise ValueError(f"pad must not be negative, got {self.pad}")
         if not 0 <= self.max_brightness < math.inf:
-            raise ValueError(
-                f"max_brightness must be finite and not negative, got {self.max_brightness}"
-            )
+            raise ValueError(f"max_brightness must be finite and not negative, got {self.max_brightness}")
         if self.contrast_range is not None:
             low, high = self.contrast_range
             if not 0 <= low <= high < math.inf:
                 raise ValueError(
-                    f"contrast_range must be (low, high) with 0 <= low <= high, "
-                    f"got {self.contrast_range}"
+                    f"contrast_range must be (low, high) with 0 <= low <= high, got {self.contrast_range}"
                 )
 
     def output_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -102,27 +102,13 @@ OFFICIAL = Release(
     ),
     binary={
         "train": (
-            _binary(
-                "data_batch_1", "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5"
-            ),
-            _binary(
-                "data_batch_2", "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed"
-            ),
-            _binary(
-                "data_batch_3", "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67"
-            ),
-            _binary(
-                "data_batch_4", "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48"
-            ),
-            _binary(
-                "data_batch_5", "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add"
-            ),
+            _binary("data_batch_1", "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5"),
+            _binary("data_batch_2", "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed"),
+            _binary("data_batch_3", "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67"),
+            _binary("data_batch_4", "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48"),
+            _binary("data_batch_5", "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add"),
         ),
-        "test": (
-            _binary(
-                "test_batch", "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b"
-            ),
-        ),
+        "test": (_binary("test_batch", "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b"),),
     },
     python={
         "train": (
@@ -204,8 +190,7 @@ def decode_pickle(data: bytes, examples: int, where: str) -> tuple[Array, Array]
         content = _Unpickler(io.BytesIO(data), encoding="bytes").load()
     except Exception as error:  # a damaged pickle can raise anything
         raise DataError(
-            f"{where} is no CIFAR-10 batch: reading the pickle failed with "
-            f"{type(error).__name__}: {error}"
+            f"{where} is no CIFAR-10 batch: reading the pickle failed with {type(error).__name__}: {error}"
         ) from error
     if not isinstance(content, dict) or not {b"data", b"labels"} <= content.keys():
         raise DataError(
@@ -284,8 +269,7 @@ class _Unpickler(pickle.Unpickler):
             return self._known[module_name, global_name]
         except KeyError:
             raise pickle.UnpicklingError(
-                f"it names {module_name}.{global_name}, which no official file does; "
-                "nothing of it was run"
+                f"it names {module_name}.{global_name}, which no official file does; nothing of it was run"
             ) from None
 
 
@@ -333,9 +317,7 @@ def read_archive(
 def _compare(path: Path, archive: KnownFile) -> str:
     """Say what an archive is and what it should be."""
     try:
-        found = f"{path.stat().st_size:,} bytes, {archive.algorithm} " + file_digest(
-            path, archive.algorithm
-        )
+        found = f"{path.stat().st_size:,} bytes, {archive.algorithm} " + file_digest(path, archive.algorithm)
     except OSError as error:
         found = f"nothing readable ({error})"
     return f"Found {found}; expected {archive.what}. Delete it and fetch it again."

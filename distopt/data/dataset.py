@@ -42,14 +42,10 @@ class Dataset:
         if count == 0:
             raise DataError(f"{self.name} has no examples; at least one is needed")
         if self.images.size == 0:
-            raise ValueError(
-                f"the images of {self.name} have shape {self.images.shape}: no pixel at all"
-            )
+            raise ValueError(f"the images of {self.name} have shape {self.images.shape}: no pixel at all")
         labels = np.asarray(self.labels)
         if labels.dtype.kind not in "iu":
-            raise TypeError(
-                f"the labels of {self.name} must be integers (class numbers), got {labels.dtype}"
-            )
+            raise TypeError(f"the labels of {self.name} must be integers (class numbers), got {labels.dtype}")
         if labels.shape != (count,):
             raise ValueError(
                 f"{self.name} has {count} images, so its labels must have shape ({count},), "
@@ -100,9 +96,7 @@ def check_images(images: Array, what: str) -> None:
             "round and convert them with .astype(np.uint8)"
         )
     if images.ndim != 4:
-        raise ValueError(
-            f"{what} must have shape [examples, height, width, channels], got {images.shape}"
-        )
+        raise ValueError(f"{what} must have shape [examples, height, width, channels], got {images.shape}")
 
 
 def require_finite(values: Array, what: str) -> None:

@@ -19,9 +19,7 @@ T = TypeVar("T")
 class _Belt(Generic[T]):
     """What the thread and the `Prefetcher` share; holds no reference to the latter."""
 
-    def __init__(
-        self, make_batch: Callable[[int], T], first: int, end: int | None, depth: int
-    ) -> None:
+    def __init__(self, make_batch: Callable[[int], T], first: int, end: int | None, depth: int) -> None:
         self.make_batch = make_batch
         self.first = first
         self.end = end
@@ -109,9 +107,7 @@ class Prefetcher(Generic[T]):
         self.waited_seconds = 0.0
         self._thread: threading.Thread | None = None
         if depth:
-            self._thread = threading.Thread(
-                target=self._belt.run, name="distopt-prefetch", daemon=True
-            )
+            self._thread = threading.Thread(target=self._belt.run, name="distopt-prefetch", daemon=True)
             self._thread.start()
         self._finalizer = weakref.finalize(self, self._belt.close)
 

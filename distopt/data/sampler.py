@@ -109,6 +109,4 @@ def evaluation_batches(length: int, part: int, parts: int, batch: int) -> list[s
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
     own = shard(length, part, parts)
-    return [
-        slice(begin, min(begin + batch, own.stop)) for begin in range(own.start, own.stop, batch)
-    ]
+    return [slice(begin, min(begin + batch, own.stop)) for begin in range(own.start, own.stop, batch)]

@@ -221,9 +221,7 @@ class _Plan:
             self.lines += [f"copyto(v_{name}, a_{name})" for name in self.formula.results]
 
     def _choose(self, position: int, node: Node, dying: Sequence[int]) -> str:
-        at_home = [
-            f"a_{name}" for name, result in self.formula.results.items() if result == position
-        ]
+        at_home = [f"a_{name}" for name, result in self.formula.results.items() if result == position]
         in_cache = [self._place[argument] for argument in dying]
         scratch = self.truths if node.truth else self.numbers
         for place in [*at_home, *in_cache, *scratch, *self._writable]:

@@ -33,13 +33,10 @@ def check_arrays(rule: str, used: Mapping[str, Array], formula: Formula) -> None
             )
         if array.dtype != first.dtype:
             raise ValueError(
-                f"{rule}: {name} is {array.dtype}, but {first_name} is {first.dtype}. Cast one of "
-                "them."
+                f"{rule}: {name} is {array.dtype}, but {first_name} is {first.dtype}. Cast one of them."
             )
         if xp is not np and array.device != first.device:
-            raise ValueError(
-                f"{rule}: {name} is on {array.device}, but {first_name} is on {first.device}."
-            )
+            raise ValueError(f"{rule}: {name} is on {array.device}, but {first_name} is on {first.device}.")
         if name in formula.results:
             if not array.flags.c_contiguous:
                 raise ValueError(
@@ -55,8 +52,7 @@ def check_arrays(rule: str, used: Mapping[str, Array], formula: Formula) -> None
             written = name in formula.results or other in formula.results
             if written and xp.may_share_memory(used[name], used[other]):
                 raise ValueError(
-                    f"{rule}: {name} and {other} share memory, and one of them is updated. Copy "
-                    "one."
+                    f"{rule}: {name} and {other} share memory, and one of them is updated. Copy one."
                 )
 
 

@@ -32,9 +32,7 @@ _MOST_BLOCKS = 4096  # several waves on the largest GPU; the loop in the kernel 
 _STORAGE = {"float16": "__half", "float32": "float", "float64": "double"}
 
 
-def run(
-    formula: Formula, arrays: Sequence[Array], scalars: Sequence[Any], control: Array | None
-) -> None:
+def run(formula: Formula, arrays: Sequence[Array], scalars: Sequence[Any], control: Array | None) -> None:
     """Apply a formula to flat CuPy arrays in place, on the current stream of their device.
 
     Starts one kernel and waits for nothing. The first call for a formula and dtype compiles it,
@@ -136,13 +134,11 @@ def source(formula: Formula, dtype: str) -> str:
         pack_loads="\n".join(_pack_load(formula, name) for name in formula.arrays),
         pack_lanes=_arguments(formula, "k_{0}.lane[lane]"),
         pack_stores="\n".join(
-            f"            reinterpret_cast<Pack*>(p_{name})[pack] = k_{name};"
-            for name in formula.results
+            f"            reinterpret_cast<Pack*>(p_{name})[pack] = k_{name};" for name in formula.results
         ),
         elements=_arguments(formula, "p_{0}[i]"),
         row_elements=", ".join(
-            f"p_{name}[{'there' if name in formula.returned else 'here'}]"
-            for name in formula.arrays
+            f"p_{name}[{'there' if name in formula.returned else 'here'}]" for name in formula.arrays
         ),
     )
 

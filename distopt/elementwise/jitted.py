@@ -85,9 +85,7 @@ def run_rows(
 
 
 @functools.cache
-def _compile(
-    formula: Formula, dtype: np.dtype[Any]
-) -> tuple[Callable[..., None], Callable[..., None]]:
+def _compile(formula: Formula, dtype: np.dtype[Any]) -> tuple[Callable[..., None], Callable[..., None]]:
     names = {"real": dtype.type, "np": np}
     exec(compile(source(formula), f"<{formula.name} for numba>", "exec"), names)
     jit = _numba().njit(error_model="numpy", nogil=True)
@@ -97,9 +95,7 @@ def _compile(
 
 def source(formula: Formula) -> str:
     """Generate the Python source that numba compiles: `update` and `update_rows`."""
-    parameters = [f"p_{name}" for name in formula.arrays] + [
-        f"s_{name}" for name in formula.scalars
-    ]
+    parameters = [f"p_{name}" for name in formula.arrays] + [f"s_{name}" for name in formula.scalars]
     once, each = _statements(formula)
     rows = {name: "there" if name in formula.returned else "here" for name in formula.arrays}
     lines = [

@@ -99,16 +99,14 @@ def read_formulas(
     source = _Source(definition.name, inspect.getsourcefile(function) or "<unknown>", first_line)
     signature = _signature(source, definition.args)
     formulas = {
-        setting: _Reader(
-            source, signature, dict(zip(signature.options, setting, strict=True))
-        ).read(definition)
+        setting: _Reader(source, signature, dict(zip(signature.options, setting, strict=True))).read(
+            definition
+        )
         for setting in itertools.product((False, True), repeat=len(signature.options))
     }
     returned = {formula.returned for formula in formulas.values()}
     if len(returned) > 1:
-        raise source.error(
-            definition, f"the options change which arrays are returned: {sorted(returned)}"
-        )
+        raise source.error(definition, f"the options change which arrays are returned: {sorted(returned)}")
     return signature, formulas
 
 
@@ -144,13 +142,9 @@ def _signature(source: _Source, arguments: ast.arguments) -> Signature:
             defaults[parameter.arg] = _default(source, default, annotation == "bool")
     for parameter in [*positional, *arguments.kwonlyargs]:
         if parameter.arg in FUNCTIONS or parameter.arg in ("control", "path"):
-            raise source.error(
-                parameter, f"a parameter can't be named {parameter.arg!r}: that is taken"
-            )
+            raise source.error(parameter, f"a parameter can't be named {parameter.arg!r}: that is taken")
     if len(options) > MOST_OPTIONS:
-        raise source.error(
-            arguments.kwonlyargs[0], f"{len(options)} options; at most {MOST_OPTIONS}"
-        )
+        raise source.error(arguments.kwonlyargs[0], f"{len(options)} options; at most {MOST_OPTIONS}")
     names = tuple(parameter.arg for parameter in positional)
     return Signature(names, tuple(scalars), tuple(options), defaults)
 
@@ -186,9 +180,7 @@ class _Reader:
             self._names[name] = self._add(Node("scalar", label=name))
         returned = self._run(definition.body)
         if returned is None:
-            raise self._error(
-                definition, "it has no return statement; return the arrays that are updated"
-            )
+            raise self._error(definition, "it has no return statement; return the arrays that are updated")
         results = {
             name: self._names[name]
             for name in returned
@@ -303,17 +295,14 @@ class _Reader:
             case ast.Call(func=ast.Name(id=name), args=operands, keywords=[]) if name in FUNCTIONS:
                 operation, count = FUNCTIONS[name]
                 if len(operands) != count:
-                    raise self._error(
-                        expression, f"{name} takes {count} arguments, got {len(operands)}"
-                    )
+                    raise self._error(expression, f"{name} takes {count} arguments, got {len(operands)}")
                 return self._operate(expression, operation, *operands)
             case _:
                 raise self._error(
                     expression,
                     f"{ast.unparse(expression)!r} ({type(expression).__name__}) isn't allowed; "
                     "allowed are numbers, names, + - * / **, single comparisons, & | ~ of "
-                    "comparisons, `a if option else b`, and calls of "
-                    + ", ".join(sorted(FUNCTIONS)),
+                    "comparisons, `a if option else b`, and calls of " + ", ".join(sorted(FUNCTIONS)),
                 )
 
     def _name(self, where: ast.expr, name: str) -> int:
@@ -382,9 +371,7 @@ class _Reader:
 
     def _constant(self, where: ast.expr, number: float) -> int:
         if not math.isfinite(number):
-            raise self._error(
-                where, f"{ast.unparse(where)!r} is {number}; a constant must be finite"
-            )
+            raise self._error(where, f"{ast.unparse(where)!r} is {number}; a constant must be finite")
         return self._add(Node("constant", label=repr(number), number=number))  # 0.0 is not -0.0
 
     def _add(self, node: Node) -> int:
@@ -394,9 +381,7 @@ class _Reader:
         return self._numbers[node]
 
 
-def _reachable(
-    nodes: Sequence[Node], results: Mapping[str, int]
-) -> tuple[tuple[Node, ...], dict[str, int]]:
+def _reachable(nodes: Sequence[Node], results: Mapping[str, int]) -> tuple[tuple[Node, ...], dict[str, int]]:
     """Drop the nodes that no result needs, and number the others anew."""
     needed = set(results.values())
     for position in range(len(nodes) - 1, -1, -1):
@@ -404,9 +389,7 @@ def _reachable(
             needed.update(nodes[position].arguments)
     places = {old: new for new, old in enumerate(sorted(needed))}
     kept = tuple(
-        Node(
-            n.operation, tuple(places[a] for a in n.arguments), n.label, n.number, n.varies, n.truth
-        )
+        Node(n.operation, tuple(places[a] for a in n.arguments), n.label, n.number, n.varies, n.truth)
         for n in (nodes[old] for old in sorted(needed))
     )
     return kept, {name: places[node] for name, node in results.items()}

@@ -138,9 +138,7 @@ class Rule:
         if _cpu_path(formula, first.dtype, rows.size * width, path) is jitted:
             jitted.run_rows(formula, rows, width, [*flat.values()], values)
         else:
-            self._gathered(
-                formula, rows, {n: a.reshape(-1, width) for n, a in flat.items()}, values
-            )
+            self._gathered(formula, rows, {n: a.reshape(-1, width) for n, a in flat.items()}, values)
 
     def formula(self, **options: bool) -> Formula:
         """Return the formula with settled options; those left out take their defaults."""
@@ -161,9 +159,7 @@ class Rule:
             return jitted.source(formula)
         return blocked.source(formula, np.dtype(dtype_name(self.name, np.dtype(dtype))))[0]
 
-    def _settle(
-        self, settings: Mapping[str, Any], control: Array | None
-    ) -> tuple[Formula, list[float]]:
+    def _settle(self, settings: Mapping[str, Any], control: Array | None) -> tuple[Formula, list[float]]:
         known = (*self.scalars, *self.options)
         for name in settings:
             if name not in known:
@@ -179,33 +175,26 @@ class Rule:
         values = {**self.defaults, **settings}
         wanted = known if control is None else self.options
         if missing := [name for name in wanted if name not in values]:
-            raise TypeError(
-                f"{self.name} needs {', '.join(missing)} by keyword; given: {settings}."
-            )
+            raise TypeError(f"{self.name} needs {', '.join(missing)} by keyword; given: {settings}.")
         for name in self.options:
             if not isinstance(values[name], bool | np.bool_):
                 raise TypeError(
-                    f"{self.name}: the static option {name} must be True or False, got "
-                    f"{values[name]!r}."
+                    f"{self.name}: the static option {name} must be True or False, got {values[name]!r}."
                 )
-        scalars = (
-            [] if control is not None else [number(self.name, n, values[n]) for n in self.scalars]
-        )
+        scalars = [] if control is not None else [number(self.name, n, values[n]) for n in self.scalars]
         return self._formulas[tuple(bool(values[name]) for name in self.options)], scalars
 
     def _used(self, formula: Formula, arrays: Sequence[Array | None]) -> dict[str, Array]:
         if len(arrays) != len(self.arrays):
             raise TypeError(
-                f"{self.name} takes {len(self.arrays)} arrays ({', '.join(self.arrays)}), got "
-                f"{len(arrays)}."
+                f"{self.name} takes {len(self.arrays)} arrays ({', '.join(self.arrays)}), got {len(arrays)}."
             )
         used: dict[str, Array] = {}
         for name, array in zip(self.arrays, arrays, strict=True):
             if name in formula.arrays:
                 if array is None:
                     raise TypeError(
-                        f"{self.name}: {name} is None, but with {dict(formula.options)} it is "
-                        "needed."
+                        f"{self.name}: {name} is None, but with {dict(formula.options)} it is needed."
                     )
                 used[name] = array
         return used
@@ -227,9 +216,7 @@ class Rule:
                 f"({len(self.scalars)},), got {control.dtype} in {control.shape}."
             )
         if not control.flags.c_contiguous:
-            raise ValueError(
-                f"{self.name}: `control` must be contiguous, has strides {control.strides}."
-            )
+            raise ValueError(f"{self.name}: `control` must be contiguous, has strides {control.strides}.")
         return [*control] if namespace(array) is np else [dtype.type(0)] * len(self.scalars)
 
     def _check_rows(self, indices: Array, used: Mapping[str, Array]) -> tuple[int, int]:

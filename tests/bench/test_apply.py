@@ -62,7 +62,7 @@ def test_the_benchmark_checks_that_all_competitors_end_at_the_same_weights(tmp_p
     apply.main(40_000, 2, "float32", str(tmp_path / "apply.json"))
     result = json.loads((tmp_path / "apply.json").read_text())
     assert result["size"] == 40_000
-    assert max(result["largest_difference"].values()) < 1e-6  # three steps of 1e-3 each, epsilon in two places
+    assert max(result["largest_difference"].values()) < 1e-6  # three steps of 1e-3 each
     assert result["seconds"]["numpy"]["count"] == 2
     printed = capsys.readouterr().out
     for name in ("numba", "torch"):

@@ -75,9 +75,7 @@ def test_an_unknown_kind_is_refused():
 @needs_mpi4py
 def test_ranks_that_would_run_as_independent_jobs_are_refused():
     """As under `srun` with the wrong PMI: 4 processes, each of which MPI believes to be alone."""
-    result = run_alone(
-        "from distopt.communicators import connect; connect()", SLURM_STEP_NUM_TASKS="4"
-    )
+    result = run_alone("from distopt.communicators import connect; connect()", SLURM_STEP_NUM_TASKS="4")
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert "LaunchError: srun (SLURM_STEP_NUM_TASKS=4) started 4 ranks, but MPI sees 1" in last

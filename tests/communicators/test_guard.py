@@ -120,9 +120,7 @@ def test_a_rank_that_is_stuck_is_named_with_what_it_does(tmp_path, ranks):
     result = run_job(tmp_path, ranks, body, DISTOPT_TIMEOUT="2")
     assert result.returncode == 75
     line = last_line_of_distopt(result.stderr)
-    assert (
-        "all_reduce, collective number 2 of world, lasts longer than 2 s (DISTOPT_TIMEOUT)" in line
-    )
+    assert "all_reduce, collective number 2 of world, lasts longer than 2 s (DISTOPT_TIMEOUT)" in line
     assert re.search(rf"rank {ranks - 1} \(host \S+\), which is outside of collectives", line)
     assert re.search(r'job\.py", line \d+, in <module>', result.stderr)
 

@@ -73,9 +73,7 @@ def test_programs_that_are_no_launcher_are_passed_over(fresh_search):
         (MPICH, (3, True, 3), "/opt/mpiexec -n 3 -bind-to none prog"),
     ],
 )
-def test_ranks_are_bound_only_when_asked_and_when_cores_suffice(
-    monkeypatch, found, arguments, expected
-):
+def test_ranks_are_bound_only_when_asked_and_when_cores_suffice(monkeypatch, found, arguments, expected):
     monkeypatch.setattr(launcher, "usable_cores", lambda: 8)
     ranks, bind, threads = arguments
     line = command(ranks, ["prog"], bind=bind, threads=threads, launcher=found)
@@ -117,9 +115,7 @@ def test_the_environment_forgets_an_outer_launcher_and_keeps_the_users_choices()
 def test_a_real_job_runs_quietly_on_all_ranks(bind):
     program = "import os; print('<%s>' % len(os.sched_getaffinity(0)), end='', flush=True)"
     cores = launcher.usable_cores()
-    result = launcher.run(
-        cores, [sys.executable, "-c", program], timeout_seconds=60, bind=bind, threads=1
-    )
+    result = launcher.run(cores, [sys.executable, "-c", program], timeout_seconds=60, bind=bind, threads=1)
     assert result.returncode == 0
     assert result.stdout.count("<1>" if bind else f"<{cores}>") == cores
     assert result.stderr.strip("\0\n") == ""

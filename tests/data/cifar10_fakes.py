@@ -35,9 +35,7 @@ def python2_array(pixels, cut=0, code=b"u1", fortran=b"\x89"):
     dtype = b"cnumpy\ndtype\n(" + text(code) + b"K\x00K\x01tR"
     dtype += b"(K\x03" + text(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     shape = b"".join(b"J" + length.to_bytes(4, "little") for length in pixels.shape)
-    state = (
-        b"(K\x01(" + shape + b"t" + dtype + fortran + b"T" + len(raw).to_bytes(4, "little") + raw
-    )
+    state = b"(K\x01(" + shape + b"t" + dtype + fortran + b"T" + len(raw).to_bytes(4, "little") + raw
     return reconstruct + b"tR" + state + b"tb"
 
 
@@ -82,8 +80,7 @@ SMALL = cifar10_files.Release(
         for split, names in NAMES.items()
     },
     python={
-        split: tuple(known(name, PYTHON[name], "md5") for name in names)
-        for split, names in NAMES.items()
+        split: tuple(known(name, PYTHON[name], "md5") for name in names) for split, names in NAMES.items()
     },
     examples_per_file=PER_FILE,
 )

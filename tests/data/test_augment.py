@@ -9,9 +9,7 @@ from distopt.data.augment import _moments
 from distopt.errors import DataError
 
 SEED = 7
-PLAIN = Augmentation(
-    crop=None, flip=False, max_brightness=0.0, contrast_range=None, standardise=False
-)
+PLAIN = Augmentation(crop=None, flip=False, max_brightness=0.0, contrast_range=None, standardise=False)
 
 
 @pytest.fixture
@@ -62,9 +60,7 @@ def test_training_images_equal_the_tutorials_steps_one_after_the_other(images, s
     assert result.dtype == np.float32
     assert result.shape[1:] == setting.output_shape((32, 32, 3))
     for i, image in enumerate(images):
-        np.testing.assert_allclose(
-            result[i], reference(setting, image, draws[i]), rtol=2e-6, atol=2e-5
-        )
+        np.testing.assert_allclose(result[i], reference(setting, image, draws[i]), rtol=2e-6, atol=2e-5)
 
 
 def test_evaluation_images_are_the_standardised_centre(images):

@@ -77,9 +77,7 @@ def test_a_short_file_is_named_with_both_sizes(tmp_path, files):
     with pytest.raises(DataError) as caught:
         cifar10.load("train", tmp_path)
     size = len(files[name])
-    assert f"{tmp_path / name} is short: found {size - 1:,} bytes, expected {size:,}" in str(
-        caught.value
-    )
+    assert f"{tmp_path / name} is short: found {size - 1:,} bytes, expected {size:,}" in str(caught.value)
 
 
 @pytest.mark.parametrize("files", [BINARY, PYTHON])
@@ -91,9 +89,7 @@ def test_an_altered_file_is_named_with_both_checksums(tmp_path, files):
     with pytest.raises(DataError) as caught:
         cifar10.load("train", tmp_path)
     algorithm = "sha256" if name.endswith(".bin") else "md5"
-    found, expected = (
-        hashlib.new(algorithm, data).hexdigest() for data in (bytes(content), files[name])
-    )
+    found, expected = (hashlib.new(algorithm, data).hexdigest() for data in (bytes(content), files[name]))
     assert f"{tmp_path / name} is altered: found {algorithm} {found}, expected {expected}" in str(
         caught.value
     )

@@ -68,9 +68,7 @@ def test_a_download_that_does_not_end_is_given_up(tmp_path, server):
 def test_members_of_a_downloaded_archive_are_checked_too(tmp_path, server, monkeypatch):
     packed = archive("cifar-10-batches-bin", {**BINARY, "data_batch_3.bin": b"other"})
     server.content = packed
-    release = dataclasses.replace(
-        cifar10.OFFICIAL, binary_archive=known("cifar-10-binary.tar.gz", packed)
-    )
+    release = dataclasses.replace(cifar10.OFFICIAL, binary_archive=known("cifar-10-binary.tar.gz", packed))
     monkeypatch.setattr(cifar10, "OFFICIAL", release)
     with pytest.raises(DataError, match=r"data_batch_3.bin of http.* is short: found 5 bytes"):
         cifar10.load("test", tmp_path)
@@ -80,9 +78,7 @@ def test_members_of_a_downloaded_archive_are_checked_too(tmp_path, server, monke
 def test_an_archive_that_vanished_is_an_error_that_names_it(tmp_path):
     path = tmp_path / "cifar-10-binary.tar.gz"
     with pytest.raises(DataError, match=r"binary.tar.gz can't be read.*nothing readable"):
-        cifar10_files.read_archive(
-            path, SMALL.binary_archive, SMALL.binary_folder, SMALL.binary["test"]
-        )
+        cifar10_files.read_archive(path, SMALL.binary_archive, SMALL.binary_folder, SMALL.binary["test"])
 
 
 def test_without_a_network_the_error_says_which_files_to_put_where(tmp_path):

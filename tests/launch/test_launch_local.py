@@ -186,11 +186,13 @@ def job(scripts, tmp_path, program, real_mpi):
         return process, folder
 
     yield begin
+    # Killed ranks end their launcher, and that the script: nothing is left also where the script failed.
+    for path in folder.glob("up*"):
+        pid = int(path.read_text().split()[2])
+        if is_alive(pid):
+            os.kill(pid, signal.SIGKILL)
     for process in started:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            process.send_signal(signal.SIGTERM)
-            process.wait(20)
+        process.wait(30)
         process.stdout.close()
 
 

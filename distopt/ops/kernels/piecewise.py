@@ -37,8 +37,8 @@ class Chain:
         """Compute the chain.
 
         Args:
-            x: [N, H, W, C], float32 or float64, contiguous. Must not change until the backward
-            pass.
+            x: [N, H, W, C], float32 or float64; copied unless it is contiguous. Must not change
+                until the backward pass.
             parameters: for each stage its parameters: (w,) or (w, b) for a convolution, () for
                 others; stages at the end that have none may be left out. They must have the dtype
                 of x and not change until the backward pass.
@@ -79,7 +79,7 @@ class Pass:
         self._device = device_of(x)
         self._saved: list[list[Saved]] | None = [] if keep else None
         self._bind(*fused(stages, parameters, x.shape[1:]), x)
-        self.output = self._forward(x)
+        self.output = self._forward(self._device.xp.ascontiguousarray(x))
 
     def backward(
         self,

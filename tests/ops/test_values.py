@@ -1,0 +1,80 @@
+"""What primitives compute, against arithmetic; their gradients are in test_gradients.py."""
+
+import numpy as np
+import pytest
+
+from distopt import ops
+
+
+def test_cross_entropy_of_known_probabilities():
+    logits = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]))
+    labels = np.array([0, 2])
+    each = ops.sparse_softmax_cross_entropy(logits, labels=labels, reduction="none").numpy()
+    np.testing.assert_allclose(each, -np.log([0.5, 0.7]), rtol=1e-12)
+    total = ops.sparse_softmax_cross_entropy(logits + 1000.0, labels=labels)
+    assert float(total) == pytest.approx(-np.log(0.35))
+
+
+def test_cross_entropy_refuses_what_does_not_fit():
+    logits = np.zeros((2, 3))
+    with pytest.raises(ValueError, match=r"'sum' or 'none', got 'mean'; to average, give the aggregator"):
+        ops.sparse_softmax_cross_entropy(logits, labels=np.array([0, 1]), reduction="mean")
+    with pytest.raises(ValueError, match="labels go from 0 to 3, but there are 3 classes"):
+        ops.sparse_softmax_cross_entropy(logits, labels=np.array([0, 3]))
+    with pytest.raises(ValueError, match=r"got \(2, 3\) and \(3,\)"):
+        ops.sparse_softmax_cross_entropy(logits, labels=np.array([0, 1, 2]))
+
+
+def test_squared_error_is_averaged_over_features_and_summed_over_examples():
+    predictions, targets = np.array([[1.0, 2.0], [0.0, 0.0]]), np.array([[0.0, 0.0], [3.0, 1.0]])
+    assert float(ops.mean_squared_error(predictions, targets=targets)) == 2.5 + 5.0
+    each = ops.mean_squared_error(predictions, targets=targets, reduction="none")
+    assert each.numpy().tolist() == [2.5, 5.0]
+    with pytest.raises(ValueError, match=r"\(2, 2\), targets \(2,\)"):
+        ops.mean_squared_error(predictions, targets=np.zeros(2))
+
+
+def test_sigmoid_does_not_overflow():
+    found = ops.sigmoid(np.array([-1000.0, 0.0, 1000.0], "f4")).numpy()
+    assert found.tolist() == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("shapes", [((2, 3), (4, 5)), ((2, 3), (3,)), ((3,), (3, 2)), ((2, 2, 2), (2, 2))])
+def test_matmul_refuses_shapes_that_do_not_fit(shapes):
+    with pytest.raises(ValueError, match=r"matmul needs shapes \[n, k\] and \[k, m\]"):
+        ops.matmul(np.zeros(shapes[0]), np.zeros(shapes[1]))
+
+
+def test_dense_refuses_shapes_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"got \(2, 3\), \(3, 4\), \(3,\)"):
+        ops.dense(np.zeros((2, 3)), np.zeros((3, 4)), np.zeros(3))
+
+
+def test_l2_loss_is_half_the_sum_of_squares():
+    assert float(ops.l2_loss(np.array([[3.0], [4.0]]))) == 12.5
+
+
+def test_pooling_and_normalization_of_known_values():
+    image = np.arange(16.0).reshape(1, 4, 4, 1)
+    assert ops.max_pool(image).numpy().ravel().tolist() == [5, 7, 13, 15]
+    assert ops.average_pool(image).numpy().ravel().tolist() == [2.5, 4.5, 10.5, 12.5]
+    channels = np.array([1.0, 2.0, 3.0]).reshape(1, 1, 1, 3)
+    found = ops.local_response_normalization(channels, 1, 1.0, 1.0, 0.5).numpy().ravel()
+    np.testing.assert_allclose(found, [1 / 6**0.5, 2 / 15**0.5, 3 / 14**0.5], rtol=1e-12)
+
+
+def test_conv2d_is_a_correlation_with_tensorflows_padding():
+    image = np.arange(9.0).reshape(1, 3, 3, 1)
+    identity = np.zeros((2, 2, 1, 1))
+    identity[0, 0] = 1.0
+    # SAME for an even window pads after: the window's first tap sits on the pixel itself.
+    assert ops.conv2d(image, identity).numpy().ravel().tolist() == list(range(9))
+    valid = ops.conv2d(image, identity, np.array([10.0]), padding="VALID").numpy()
+    assert valid.ravel().tolist() == [10, 11, 13, 14]
+
+
+def test_a_chain_refuses_counts_that_do_not_add_up():
+    from distopt.ops.kernels.pooling import MaxPool
+
+    with pytest.raises(ValueError, match=r"counts \(1,\) must tell how 0 parameters go to 1 stages"):
+        ops.chain(np.zeros((1, 2, 2, 1)), stages=(MaxPool(),), counts=(1,))
