@@ -245,11 +245,8 @@ def bench_scaling(
     from distopt.bench import scaling
 
     with _plain_errors():
-        numbers = ranks.split(",")
-        if not all(number.strip().isdigit() for number in numbers):
-            raise ValueError(f"--ranks must be numbers with commas between, as in 1,2,4; got {ranks!r}")
         options = scaling.Options(
-            ranks=[int(number) for number in numbers],
+            ranks=_numbers("--ranks", ranks),
             modes=("weak", "strong") if mode == "both" else (mode,),
             batch_per_rank=batch_per_rank,
             global_batch=global_batch,
@@ -261,6 +258,40 @@ def bench_scaling(
             device=device,
         )
         scaling.main(options, _text(json_path), _text(plot))
+
+
+@bench.command("convergence")
+def bench_convergence(
+    seeds: Annotated[str, typer.Option(help="One training for each, as in 0,1,2.")] = "0,1,2",
+    ranks: Annotated[int, typer.Option(help="Of the trainings.")] = 2,
+    steps: Annotated[int, typer.Option(help="Of the trainings.")] = 2000,
+    global_batch: Annotated[int, typer.Option(help="Examples in a step.")] = 128,
+    curves: Annotated[str, typer.Option(help="Numbers of ranks to compare losses of.")] = "1,2,3,4",
+    curve_steps: Annotated[int, typer.Option(help="How many losses.")] = 50,
+    data_dir: DataDir = None,
+    json_path: Json = None,
+) -> None:
+    """Test accuracy on real CIFAR-10 for several seeds, and equal losses on any number of ranks."""
+    from distopt.bench import convergence
+
+    with _plain_errors():
+        options = convergence.Options(
+            seeds=tuple(_numbers("--seeds", seeds)),
+            ranks=ranks,
+            steps=steps,
+            global_batch=global_batch,
+            curves=tuple(_numbers("--curves", curves)),
+            curve_steps=curve_steps,
+            data_dir=data_dir,
+        )
+        convergence.main(options, _text(json_path))
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    numbers = [number.strip() for number in text.split(",")]
+    if not all(number.isdigit() for number in numbers):
+        raise ValueError(f"{option} must be numbers with commas between, as in 1,2,4; got {text!r}")
+    return [int(number) for number in numbers]
 
 
 def _text(path: Path | None) -> str | None:

@@ -1,8 +1,11 @@
 """What all tests share: GPU tests skip with the reason where there is no GPU."""
 
 import pytest
+from data_fixtures import real_cifar10
 
 from distopt.backend import gpu_status
+
+__all__ = ["real_cifar10"]
 
 
 def pytest_report_header():

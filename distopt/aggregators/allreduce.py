@@ -33,7 +33,8 @@ class AllReduce(Aggregator):
             MPI within a host.
 
     Attributes:
-        exposed_seconds: time that the last `reduce` spent waiting after backward had ended.
+        exposed_seconds: time that the last `reduce` spent in communication calls, while nothing was
+            computed: starting, polling and waiting, slower ranks included.
         bytes_reduced: how much the last `reduce` gave to the communicator.
 
     Raises:
@@ -65,8 +66,10 @@ class AllReduce(Aggregator):
                 "reduction='mean' divides by the examples of the global batch, but their number was not "
                 "given: pass examples=len(batch) to minimize or apply_gradients, or use reduction='sum'"
             )
+        began = time.perf_counter()
         totals = (ticket or Ticket()).to_array()
         ticket_pending = self.communicator.all_reduce(totals)
+        self.exposed_seconds = time.perf_counter() - began
         slabs: dict[int, SlabReduction] = {}
         given = self._consume(pairs, slabs)
 
@@ -78,7 +81,7 @@ class AllReduce(Aggregator):
         reduced = reduce_loose(self.communicator, given, presence, divisor)
         for reduction in slabs.values():
             reduction.wait(divisor)
-        self.exposed_seconds = time.perf_counter() - began
+        self.exposed_seconds += time.perf_counter() - began
         self.bytes_reduced = totals.nbytes + sum(r.slab.gradients.nbytes for r in slabs.values())
         return reduced
 
@@ -96,11 +99,14 @@ class AllReduce(Aggregator):
                 if gradient is not None:
                     _write_into_arena(gradient, variable)
                     slabs[id(slab)].add(variable)
-                    # Only the first slab streams: a second one's buckets would start in an order
-                    # that depends on when its gradients come.
-                    slabs[id(order[0])].start_complete_buckets()
+            began = time.perf_counter()
+            if order:
+                # Only the first slab streams: a second one's buckets would start in an order that
+                # depends on when its gradients come.
+                slabs[id(order[0])].start_complete_buckets()
             # MPI moves data only inside its calls; without this, nothing would overlap.
             self.communicator.progress()
+            self.exposed_seconds += time.perf_counter() - began
         return given
 
     def _finish_buckets(self, given: list[Pair], slabs: dict[int, SlabReduction]) -> Array:

@@ -1,20 +1,12 @@
 import contextlib
 import dataclasses
 import http.server
-import sys
 import threading
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from cifar10_fakes import BINARY_ARCHIVE, SMALL
-from data_fixtures import real_cifar10
 
 from distopt.data import cifar10, cifar10_files
-
-__all__ = ["real_cifar10"]
 
 
 @pytest.fixture

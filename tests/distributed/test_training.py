@@ -49,7 +49,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks(communicator):
 
         def spoiled(step):
             batches = make(step)
-            batches[0].images[:] = np.inf
+            batches[0].images[:] = np.nan
             return batches
 
         made._make_batches = spoiled
