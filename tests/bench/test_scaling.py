@@ -78,6 +78,7 @@ def test_ratios_are_taken_within_a_round_and_then_the_median():
 def test_step_times_are_pooled_over_rounds():
     runs = [_run(0, "distopt", 1, [0.010, 0.020, 0.030]), _run(1, "distopt", 1, [0.040, 0.050])]
     row = scaling.summarize_runs(runs, "weak")[0]
+    assert row["step_ms"]["least"] == pytest.approx(10)
     assert row["step_ms"]["median"] == pytest.approx(30)
     assert row["step_ms"]["p90"] == pytest.approx(46)  # 0.9 of the way along 10, 20, 30, 40, 50
     assert scaling.summarize_runs(runs, "strong") == []
@@ -152,6 +153,18 @@ def test_pytorch_is_measured_beside_ours(tmp_path):
     assert (ours["program"], theirs["program"]) == ("distopt", "torch")
     assert ours["over_torch"]["count"] == 1
     assert theirs["exposed_ms"] is None
+
+
+def test_every_second_round_goes_back(monkeypatch):
+    record = Record(0, "host", "cpu:0", [0.5], {"exposed communication": 0.1}, 1, 2)
+    monkeypatch.setattr(scaling, "run_ranks", lambda job, ranks: [record] * ranks)
+    options = scaling.Options(ranks=(1, 2), modes=("weak",), steps=1, rounds=2, device="cpu")
+    assert [(one["round"], one["ranks"]) for one in scaling.run(options)["runs"]] == [
+        (0, 1),
+        (0, 2),
+        (1, 2),
+        (1, 1),
+    ]
 
 
 def test_without_pytorch_the_command_says_so(monkeypatch):
