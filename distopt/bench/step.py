@@ -18,6 +18,7 @@ from distopt.bench.worker import Job, Program, Record, run_ranks
 from distopt.bench.workload import make_trainer, prepared_batch
 from distopt.communicators import LocalCommunicator
 from distopt.data.prefetch import Prefetcher
+from distopt.elementwise import jitted
 from distopt.replica import Batch
 
 __all__ = ["Options", "blas_kernels", "main", "run", "speed_ratios"]
@@ -67,7 +68,8 @@ def run(options: Options) -> dict[str, Any]:
     Returns:
         `seconds` per round of each network and competitor; `images_per_second`, a summary of each; `ratio`,
         a summary of distopt's speed over each competitor's and over the best of each round;
-        `largest_loss_difference`; `processes` with phases and memory; `left_out` (why); `environment`.
+        `largest_loss_difference`; `processes` with phases and memory; `blas_kernels`; `compiled_loops`,
+        whether numba takes part; `left_out` (why); `environment`.
 
     Raises:
         RuntimeError: PyTorch computes another loss.
@@ -110,6 +112,7 @@ def run(options: Options) -> dict[str, Any]:
         "processes": _processes(options, why_no_peer is None),
         "left_out": {"torch": why_no_peer} if why_no_peer else {},
         "blas_kernels": kernels,
+        "compiled_loops": jitted.usable(),
         "environment": environment(gpu=device.kind == "cuda"),
     }
 
@@ -219,6 +222,7 @@ def main(options: Options, json_path: str | None = None) -> None:
     )
     for line in result["blas_kernels"]:
         print(f"BLAS: {line}")
+    print(f"loops are {'compiled by numba' if result['compiled_loops'] else 'plain NumPy (no numba)'}")
     print(f"\n{speed_table(result)}\n\n{process_table(result)}")
     for name, reason in result["left_out"].items():
         print(f"{name} is left out: {reason}")

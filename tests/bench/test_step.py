@@ -57,7 +57,8 @@ def test_options_that_can_not_work_are_refused():
 
 def test_the_command_gives_phases_and_memory_without_pytorch(tmp_path):
     path = tmp_path / "step.json"
-    done = _bench_step("--no-peer", "--json", path, OPENBLAS_CORETYPE="Prescott")
+    settings = {"OPENBLAS_CORETYPE": "Prescott", "DISTOPT_NUMBA": "0"}
+    done = _bench_step("--no-peer", "--json", path, **settings)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("warning: OPENBLAS_CORETYPE=Prescott")
     result = json.loads(path.read_text())
@@ -72,6 +73,8 @@ def test_the_command_gives_phases_and_memory_without_pytorch(tmp_path):
         assert found["peak_bytes"] > found["start_bytes"] > 2**20
     assert "exposed communication" in done.stdout
     assert result["blas_kernels"]
+    assert result["compiled_loops"] is False
+    assert "plain NumPy" in done.stdout
 
 
 @needs_torch
