@@ -381,8 +381,9 @@ def _write(values: Array, wire: Array) -> None:
     """Write what came over the wire into the caller's array, on its device."""
     if device_of(values).kind == "cuda":
         xp = namespace(values)
-        values[...] = xp.asarray(wire.astype(values.dtype, copy=False))
-        xp.cuda.get_current_stream().synchronize()  # `wire` may be freed after this
+        with device_of(values).activate():
+            values[...] = xp.asarray(wire.astype(values.dtype, copy=False))
+            xp.cuda.get_current_stream().synchronize()  # `wire` may be freed after this
     else:
         with np.errstate(over="ignore"):  # a float16 sum may be infinite; that is its value
             values[...] = wire
