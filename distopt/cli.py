@@ -240,6 +240,9 @@ def bench_scaling(
     warmup: Annotated[int, typer.Option(help="Steps before them.")] = 5,
     rounds: Annotated[int, typer.Option(help="Runs of each number of ranks, in turns.")] = 3,
     threads: Annotated[int, typer.Option(help="Of each rank.")] = 1,
+    ceiling: Annotated[
+        bool, typer.Option("--ceiling", help="Measure ranks that don't communicate too: the machine's limit.")
+    ] = False,
     peer: Annotated[bool, typer.Option("--peer", help="Measure PyTorch's DDP (gloo) too.")] = False,
     device: DeviceOption = None,
     json_path: Json = None,
@@ -258,6 +261,7 @@ def bench_scaling(
             warmup=warmup,
             rounds=rounds,
             threads=threads,
+            ceiling=ceiling,
             peer=peer,
             device=device,
         )

@@ -34,6 +34,8 @@ class Options:
         warmup: steps before them.
         rounds: in each of which every number of ranks has a run.
         threads: of each rank.
+        ceiling: also run ranks that don't communicate, in turns with ours: what the cores, which share
+            memory and power, allow at most.
         peer: also run PyTorch's DistributedDataParallel over gloo, in turns with ours.
         device: as `choose_device` reads it.
 
@@ -50,6 +52,7 @@ class Options:
     warmup: int = 5
     rounds: int = 3
     threads: int = 1
+    ceiling: bool = False
     peer: bool = False
     device: str | None = None
 
@@ -86,7 +89,11 @@ def run(options: Options) -> dict[str, Any]:
     """
     device, _ = choose_device(options.device, 0)
     why_no_peer = peer.why_missing(device) if options.peer else "not asked for (--peer)"
-    programs: tuple[Program, ...] = ("distopt",) if why_no_peer else ("distopt", "torch")
+    programs: list[Program] = ["distopt"]
+    if options.ceiling:
+        programs.append("independent")
+    if why_no_peer is None:
+        programs.append("torch")
     cases: list[tuple[str, int, Program]] = [
         (mode, ranks, program) for mode in options.modes for ranks in options.ranks for program in programs
     ]
@@ -121,14 +128,20 @@ def run(options: Options) -> dict[str, Any]:
 
 
 def describe_run(job: Job, records: Sequence[Record]) -> dict[str, Any]:
-    """Return what a run of some ranks measured: a step lasts as long as on the slowest rank."""
+    """Return what a run of some ranks measured: a step lasts as long as on the slowest rank.
+
+    Ranks without communication count as if they waited for each other after every step, at no cost.
+    """
     step_seconds = [max(times) for times in zip(*(r.step_seconds for r in records), strict=True)]
+    seconds = max(sum(r.step_seconds) for r in records)
+    if job.program == "independent":
+        seconds = sum(step_seconds)
     exposed = [r.phases_seconds.get("exposed communication", 0.0) / job.steps for r in records]
     return {
         "program": job.program,
         "ranks": len(records),
         "global_batch": job.global_batch,
-        "examples_per_second": job.global_batch * job.steps / max(sum(r.step_seconds) for r in records),
+        "examples_per_second": job.global_batch * job.steps / seconds,
         "exposed_ms": 1e3 * statistics.mean(exposed) if records[0].phases_seconds else None,
         "peak_bytes": max(r.peak_bytes for r in records),
         "devices": [r.device for r in records],
@@ -145,7 +158,8 @@ def summarize_runs(runs: Sequence[Mapping[str, Any]], mode: str) -> list[dict[st
 
     Returns:
         `examples_per_second` (a summary over rounds), `step_ms` (`least`, `median` and `p90` of all steps),
-        `efficiency` and, where PyTorch took part, `over_torch` (summaries of the ratios within a round),
+        `efficiency`, and the rate over that of the others that took part, `over_independent` and
+        `over_torch` (summaries of the ratios within a round),
         `exposed_ms` and `exposed_share` of the mean step (medians over rounds), `peak_bytes`.
     """
     cases: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
@@ -159,7 +173,7 @@ def summarize_runs(runs: Sequence[Mapping[str, Any]], mode: str) -> list[dict[st
     for (program, ranks), found in cases.items():
         base = min(other for other_program, other in cases if other_program == program)
         own, rates_base = rates[program, ranks], rates[program, base]
-        theirs = rates.get(("torch", ranks)) if program == "distopt" else None
+        others = {other: rates.get((other, ranks)) for other in ("independent", "torch")}
         step_ms = 1e3 * np.concatenate([one["step_seconds"] for one in found])
         exposed = [one["exposed_ms"] for one in found if one["exposed_ms"] is not None]
         shares = [
@@ -182,7 +196,12 @@ def summarize_runs(runs: Sequence[Mapping[str, Any]], mode: str) -> list[dict[st
                 "efficiency": summarize(
                     [efficiency(own[turn], ranks, rates_base[turn], base) for turn in own]
                 ),
-                "over_torch": summarize([own[turn] / theirs[turn] for turn in own]) if theirs else None,
+                **{
+                    f"over_{other}": summarize([own[turn] / theirs[turn] for turn in own])
+                    if theirs and program == "distopt"
+                    else None
+                    for other, theirs in others.items()
+                },
                 "exposed_ms": statistics.median(exposed) if exposed else None,
                 "exposed_share": statistics.median(shares) if shares else None,
                 "peak_bytes": max(one["peak_bytes"] for one in found),
@@ -241,6 +260,7 @@ def table(result: Mapping[str, Any]) -> str:
             f"{100 * row['efficiency']['median']:.1f} %",
             "-" if row["exposed_ms"] is None else f"{row['exposed_ms']:.2f}",
             "-" if row["exposed_share"] is None else f"{100 * row['exposed_share']:.1f} %",
+            "-" if row["over_independent"] is None else f"{100 * row['over_independent']['median']:.1f} %",
             "-" if row["over_torch"] is None else f"{row['over_torch']['median']:.2f}",
             f"{row['peak_bytes'] / 2**20:.0f}",
         ]
@@ -258,7 +278,8 @@ def table(result: Mapping[str, Any]) -> str:
             "efficiency",
             "exposed ms",
             "share",
-            "distopt / torch",
+            "of ceiling",
+            "over torch",
             "MiB",
         ],
         rows,

@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from distopt.backend import Device, choose_device
 from distopt.bench import peer
 from distopt.bench.workload import make_trainer, prepared_batch
-from distopt.communicators import Communicator, connect, guard, launcher
+from distopt.communicators import Communicator, LocalCommunicator, connect, guard, launcher
 from distopt.data.sampler import shard
 from distopt.errors import LaunchError
 from distopt.metrics import MetricsFile, Progress
@@ -30,7 +30,7 @@ from distopt.replica import Batch
 
 __all__ = ["Job", "Program", "Record", "main", "run_ranks"]
 
-Program = Literal["distopt", "torch"]
+Program = Literal["distopt", "independent", "torch"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Job:
     """What the ranks shall do.
 
     Attributes:
-        program: distopt's training loop, input included; or PyTorch's step on a batch made before.
+        program: "distopt": its training loop, input included. "independent": the same on every rank's own
+            part of the batch, without communication. "torch": PyTorch's step on a batch made before.
         global_batch: examples in a step, over all ranks.
         steps: how many are timed.
         warmup: how many go before.
@@ -130,10 +131,10 @@ def main(arguments: list[str] | None = None) -> None:
     job = Job(**json.loads(chosen.job))
     with connect() as communicator, guard(communicator), threadpool_limits(job.threads):
         device, _ = choose_device(job.device, communicator.local_rank)
-        if job.program == "distopt":
-            record = _run_distopt(job, communicator, device)
-        else:
+        if job.program == "torch":
             record = _run_torch(job, communicator, device, chosen.output.with_name("meeting"))
+        else:
+            record = _run_distopt(job, communicator, device)
         records = communicator.all_gather_object(asdict(record))
         if communicator.rank == 0:
             chosen.output.write_text(json.dumps(records))
@@ -160,8 +161,13 @@ class _StepTimes(Progress):
 
 def _run_distopt(job: Job, communicator: Communicator, device: Device) -> Record:
     start_bytes = _peak_bytes()
-    trainer = make_trainer(communicator, device, job.global_batch, job.warmup + job.steps, job.normalize)
+    members, batch = communicator, job.global_batch
+    if job.program == "independent":
+        own = shard(batch, communicator.rank, communicator.size)
+        members, batch = LocalCommunicator(), own.stop - own.start
+    trainer = make_trainer(members, device, batch, job.warmup + job.steps, job.normalize)
     times = _StepTimes(trainer, job.warmup)
+    communicator.barrier()
     trainer.run(times, MetricsFile(None))
     return _record(communicator, device, times.ends, times.phases, start_bytes)
 

@@ -96,6 +96,19 @@ def test_a_step_lasts_as_long_as_on_the_slowest_rank():
     assert found["peak_bytes"] == 3
 
 
+def test_the_ceiling_is_as_if_waiting_for_each_other_cost_nothing():
+    records = [Record(rank, "host", "cpu:0", s, {"x": 1.0}, 1, 2) for rank, s in ((0, [1, 2]), (1, [3, 1]))]
+    found = scaling.describe_run(Job("independent", global_batch=10, steps=2), records)
+    assert found["examples_per_second"] == pytest.approx(20 / 5)  # 3 + 2 seconds
+
+
+def test_ours_is_compared_with_the_ceiling():
+    runs = [_run(0, "distopt", 2, [0.2], exposed_ms=1.0), _run(0, "independent", 2, [0.19])]
+    ours, ceiling = scaling.summarize_runs(runs, "weak")
+    assert ours["over_independent"]["median"] == pytest.approx(0.95)
+    assert ceiling["over_independent"] is None
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -143,14 +156,15 @@ def test_the_command_measures_every_number_of_ranks_and_draws_them(tmp_path):
 
 
 @needs_mpirun
-def test_pytorch_is_measured_beside_ours(tmp_path):
+def test_pytorch_and_the_ceiling_are_measured_beside_ours(tmp_path):
     if importlib.util.find_spec("torch") is None:
         pytest.skip("PyTorch is not installed")
     path = tmp_path / "scaling.json"
-    done = _bench_scaling("--ranks", "2", "--mode", "strong", *TINY, "--peer", "--json", path)
+    done = _bench_scaling("--ranks", "2", "--mode", "strong", *TINY, "--ceiling", "--peer", "--json", path)
     assert done.returncode == 0, done.stdout + done.stderr
-    ours, theirs = json.loads(path.read_text())["results"]
-    assert (ours["program"], theirs["program"]) == ("distopt", "torch")
+    ours, ceiling, theirs = json.loads(path.read_text())["results"]
+    assert [r["program"] for r in (ours, ceiling, theirs)] == ["distopt", "independent", "torch"]
+    assert ours["over_independent"]["count"] == 1
     assert ours["over_torch"]["count"] == 1
     assert theirs["exposed_ms"] is None
 
