@@ -131,8 +131,8 @@ def main(options: Options, json_path: str | None) -> None:
     print(text_table(["seed", "averaged weights", "raw weights", "train s", "examples/s"], rows))
     for rate, difference in result["largest_relative_difference"].items():
         print(
-            f"\nlosses on {', '.join(map(str, options.curves))} ranks at learning rate {rate}: largest relative "
-            f"difference {result['after_10_steps'][rate]:.1e} over 10 steps, {difference:.1e} over "
+            f"\nlosses on {', '.join(map(str, options.curves))} ranks at learning rate {rate}: largest "
+            f"relative difference {result['after_10_steps'][rate]:.1e} over 10 steps, {difference:.1e} over "
             f"{options.curve_steps}"
         )
     write_json(result, json_path)
