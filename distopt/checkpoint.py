@@ -93,8 +93,11 @@ def load(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     return arrays, json.loads(metadata["manifest"])
 
 
-def latest(folder: Path) -> tuple[Path, dict[str, Array], dict[str, Any]] | None:
+def latest(folder: Path) -> tuple[Path, dict[str, Array], dict[str, Any], list[str]] | None:
     """Return the newest checkpoint in a folder that can be read, or None where there is none.
+
+    Returns:
+        The file, its arrays and manifest, and why each newer file was passed over.
 
     Raises:
         CheckpointError: there are checkpoints, but none can be read; the message tells why for each.
@@ -102,7 +105,7 @@ def latest(folder: Path) -> tuple[Path, dict[str, Array], dict[str, Any]] | None
     problems: list[str] = []
     for path in reversed(paths(folder)):
         try:
-            return (path, *load(path))
+            return (path, *load(path), problems)
         except CheckpointError as error:
             problems.append(str(error))
     if problems:

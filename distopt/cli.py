@@ -14,9 +14,15 @@ import typer
 if TYPE_CHECKING:
     from distopt.backend import Device
     from distopt.communicators import Communicator
+    from distopt.data.dataset import Dataset
+    from distopt.metrics import MetricsFile, Progress
     from distopt.models import Task
+    from distopt.trainer import Trainer
 
-__all__ = ["app", "main"]
+__all__ = ["STOPPED", "app", "main"]
+
+STOPPED = 3
+"""Exit code of a training that was asked to stop and did, after a whole step."""
 
 app = typer.Typer(
     name="distopt",
@@ -60,7 +66,10 @@ def train(
     ] = "auto",
     device: DeviceOption = None,
 ) -> None:
-    """Train; start it with mpirun to train on several ranks."""
+    """Train; start it with mpirun to train on several ranks.
+
+    Exit code 3: stopped by SIGUSR1, SIGTERM or Ctrl-C after a whole step, with a checkpoint in --output.
+    """
     from distopt.communicators import connect, guard
 
     with _plain_errors(), connect() as communicator, guard(communicator):
@@ -87,35 +96,58 @@ def train(
         trainer = Trainer(task, data, communicator, devices, settings)
         if not resume:
             trainer.refuse_used_output()
-        resumed = trainer.resume() if resume else False
+        said = trainer.resume() if resume else ""
         leads = communicator.rank == 0
         progress = Progress(settings.steps, trainer.step, leads, progress_style)
-        if resumed:
-            progress.say(f"resumed after step {trainer.step}")
+        if said:
+            progress.say(said)
         first_step = trainer.step
+        resumed = first_step > 0
+        if first_step >= settings.steps:
+            progress.say(f"step {settings.steps} was reached before: nothing to train, evaluating only")
         metrics = MetricsFile(
             output / METRICS_FILE if output and leads else None, first_step if resumed else None
         )
         seconds = trainer.run(progress, metrics)
-        raw = trainer.evaluate(test)
-        averaged = trainer.evaluate(test, averaged=True)
-        results = {
-            "train_seconds": seconds,
-            "examples_per_second": (trainer.step - first_step) * settings.global_batch / max(seconds, 1e-9),
-            "test_accuracy": averaged["accuracy"],
-            "test_accuracy_raw": raw["accuracy"],
-            "test_loss": averaged["loss"],
-        }
-        path = trainer.save_weights(**results)
-        metrics.write(step=trainer.step, final=True, **results)
-        metrics.close()
-        if path is not None:
-            progress.say(f"weights are in {path}")
-        progress.say(
-            f"done: {seconds:.1f} s of training, {results['examples_per_second']:,.0f} examples/s, "
-            f"test accuracy {100 * averaged['accuracy']:.2f} % with averaged weights, "
-            f"{100 * raw['accuracy']:.2f} % with raw ones ({int(averaged['examples'])} examples)"
-        )
+        if trainer.stopped:
+            where = f"; go on with --resume --output {output}" if output else ""
+            progress.say(f"stopped after step {trainer.step} because a rank was asked to{where}")
+            metrics.close()
+        else:
+            _finish_training(trainer, test, metrics, progress, seconds, first_step)
+    if trainer.stopped:
+        raise typer.Exit(STOPPED)
+
+
+def _finish_training(
+    trainer: Trainer,
+    test: Dataset,
+    metrics: MetricsFile,
+    progress: Progress,
+    seconds: float,
+    first_step: int,
+) -> None:
+    """Evaluate, write the weights, and say how it went."""
+    settings = trainer.settings
+    raw = trainer.evaluate(test)
+    averaged = trainer.evaluate(test, averaged=True)
+    results = {
+        "train_seconds": seconds,
+        "examples_per_second": (trainer.step - first_step) * settings.global_batch / max(seconds, 1e-9),
+        "test_accuracy": averaged["accuracy"],
+        "test_accuracy_raw": raw["accuracy"],
+        "test_loss": averaged["loss"],
+    }
+    path = trainer.save_weights(**results)
+    metrics.write(step=trainer.step, final=True, **results)
+    metrics.close()
+    if path is not None:
+        progress.say(f"weights are in {path}")
+    progress.say(
+        f"done: {seconds:.1f} s of training, {results['examples_per_second']:,.0f} examples/s, "
+        f"test accuracy {100 * averaged['accuracy']:.2f} % with averaged weights, "
+        f"{100 * raw['accuracy']:.2f} % with raw ones ({int(averaged['examples'])} examples)"
+    )
 
 
 @app.command()

@@ -83,6 +83,10 @@ class Trainer:
         devices: this rank's devices, one replica on each; the same number on every rank.
         settings: the rest.
 
+    Attributes:
+        step: how many steps are done.
+        stopped: whether `run` ended because a rank was asked to stop.
+
     Raises:
         ValueError: the global batch is smaller than the number of replicas.
         CommunicatorError: ranks have different models or settings.
@@ -117,6 +121,7 @@ class Trainer:
         )
         self.clock = PhaseClock()
         self.step = 0
+        self.stopped = False
         self._sampler = Sampler(len(data.labels), settings.global_batch, settings.seed)
         self._stop_asked = False
         self._agree_on_start()
@@ -175,7 +180,7 @@ class Trainer:
                     self._log(progress, metrics, ticket, rate, steps, now - last_logged)
                     last_logged, logged_step = now, self.step
                 if ticket.stop:
-                    progress.say(f"asked to stop: all ranks stop after step {self.step}")
+                    self.stopped = True
                     break
                 if self.step % self.settings.checkpoint_every == 0 and self.step < self.settings.steps:
                     self.save_checkpoint()
@@ -354,8 +359,11 @@ class Trainer:
         checkpoint.save(path, self.weights(), {**self._manifest(), **results})
         return path
 
-    def resume(self) -> bool:
-        """Go on from the newest checkpoint in the output folder; False where there is none. Collective.
+    def resume(self) -> str:
+        """Go on from the newest checkpoint in the output folder, if there is one. Collective.
+
+        Returns:
+            A sentence that says from which step training goes on, and which files could not be used.
 
         Raises:
             CheckpointError: it is of another task, batch, seed or model, or can't be read.
@@ -365,8 +373,8 @@ class Trainer:
         # Rank 0 reads and all get what it read: the folder need not be visible to the others.
         loaded = _from_rank_0(self.communicator, lambda: checkpoint.latest(Path(self.settings.output or "")))
         if loaded is None:
-            return False
-        path, arrays, manifest = loaded
+            return f"no checkpoint in {self.settings.output}: starting from the beginning"
+        path, arrays, manifest, passed_over = loaded
         own = self._manifest()
         for key in ("task", "global_batch", "seed", "data", "optimizer"):
             if manifest.get(key) != own[key]:
@@ -376,7 +384,8 @@ class Trainer:
                 )
         self._load(path, arrays)
         self.step = int(manifest["step"])
-        return True
+        warnings = "".join(f"warning: {problem}\n" for problem in passed_over)
+        return f"{warnings}resumed after step {self.step}"
 
     def refuse_used_output(self) -> None:
         """Raise on every rank when the output folder holds checkpoints of an earlier run. Collective.

@@ -62,8 +62,10 @@ def test_the_newest_readable_checkpoint_is_found(tmp_path):
     for step in (5, 10, 200):
         checkpoint.save(checkpoint.checkpoint_path(tmp_path, step), _ARRAYS, {"step": step})
     checkpoint.checkpoint_path(tmp_path, 200).write_bytes(b"killed while writing")
-    _, _, manifest = checkpoint.latest(tmp_path)
-    assert manifest["step"] == 10
+    path, _, manifest, passed_over = checkpoint.latest(tmp_path)
+    assert (path.name, manifest["step"]) == ("checkpoint-00000010.safetensors", 10)
+    assert len(passed_over) == 1
+    assert "checkpoint-00000200.safetensors is truncated" in passed_over[0]
 
 
 def test_when_none_is_readable_the_message_tells_why_for_each(tmp_path):

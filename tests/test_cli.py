@@ -132,3 +132,22 @@ def test_importing_distopt_needs_neither_mpi_nor_cupy_nor_numba():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["3.7", "2.5"], done.stderr
+
+
+def test_a_signal_stops_all_ranks_with_a_checkpoint_and_exit_code_3(tmp_path):
+    program = (
+        "import os, signal, sys, threading\n"
+        "from distopt.cli import main\n"
+        "if os.environ['OMPI_COMM_WORLD_RANK'] == '1':\n"
+        "    threading.Timer(4, os.kill, (os.getpid(), signal.SIGUSR1)).start()\n"
+        f"main(['train', 'digits', '--steps', '1000000', '--output', {str(tmp_path / 'o')!r}])\n"
+    )
+    path = tmp_path / "stopped.py"
+    path.write_text(program)
+    found = launcher.find_launcher()
+    if found is None or found.vendor != "openmpi":
+        pytest.skip("no mpirun of Open MPI here")
+    done = launcher.run(2, [sys.executable, str(path)], timeout_seconds=100)
+    assert done.returncode == 3, done.stderr
+    step = int(re.search(r"stopped after step (\d+) because a rank was asked to", done.stdout)[1])
+    assert checkpoint.paths(tmp_path / "o")[-1] == checkpoint.checkpoint_path(tmp_path / "o", step)

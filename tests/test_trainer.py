@@ -71,7 +71,7 @@ def test_resuming_gives_the_bits_of_an_undisturbed_run(tmp_path, ranks):
         training.run(first)
         communicator.barrier()  # rank 0 has written
         second = training.trainer(communicator, steps=8, output=tmp_path)
-        assert second.resume()
+        assert second.resume() == "resumed after step 4"
         assert second.step == 4
         training.run(second)
         return training.state(whole), training.state(second)
@@ -84,7 +84,7 @@ def test_resuming_gives_the_bits_of_an_undisturbed_run(tmp_path, ranks):
 
 def test_resuming_refuses_another_run_and_starts_anew_without_a_checkpoint(tmp_path):
     with connect("local") as communicator:
-        assert not training.trainer(communicator, output=tmp_path).resume()
+        assert training.trainer(communicator, output=tmp_path).resume().startswith("no checkpoint in ")
         training.run(training.trainer(communicator, output=tmp_path))
         with pytest.raises(CheckpointError, match="trained with seed 0, this run has 1"):
             training.trainer(communicator, output=tmp_path, seed=1).resume()
@@ -92,6 +92,16 @@ def test_resuming_refuses_another_run_and_starts_anew_without_a_checkpoint(tmp_p
             training.trainer(communicator, output=tmp_path, global_batch=8).resume()
         with pytest.raises(CheckpointError, match="give --output"):
             training.trainer(communicator).resume()
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(tmp_path):
+    with connect("local") as communicator:
+        training.run(training.trainer(communicator, output=tmp_path))
+        (tmp_path / "checkpoint-00000009.safetensors").write_bytes(b"cut off")
+        said = training.trainer(communicator, output=tmp_path, steps=8).resume()
+    assert said.startswith("warning: ")
+    assert "checkpoint-00000009.safetensors is truncated or altered" in said
+    assert said.endswith("resumed after step 4")
 
 
 def test_an_unreadable_checkpoint_raises_on_every_rank(tmp_path):
@@ -205,8 +215,9 @@ def test_a_signal_stops_after_a_whole_step_with_a_checkpoint(tmp_path):
         assert time.monotonic() - began < 60
         assert signal.getsignal(signal.SIGUSR1) is handler
         assert 0 < made.step < 100_000
+        assert made.stopped
         resumed = training.trainer(communicator, steps=100_000, output=tmp_path)
-        assert resumed.resume()
+        assert resumed.resume() == f"resumed after step {made.step}"
         assert resumed.step == made.step
 
 

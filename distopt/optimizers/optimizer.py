@@ -63,6 +63,12 @@ class Optimizer:
     ) -> None:
         if not name:
             raise ValueError("Must specify the optimizer name")
+        for callable_wanted in (gradient_aggregator, *(gradient_transformers or ())):
+            if callable_wanted is not None and not callable(callable_wanted):
+                raise TypeError(
+                    "gradient_aggregator and gradient_transformers must be callables, pairs -> pairs; "
+                    f"got {callable_wanted!r}"
+                )
         self._hyperparameters: dict[str, Any] = {}
         self._name = name
         self.iterations = 0

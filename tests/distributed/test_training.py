@@ -36,7 +36,7 @@ def test_resuming_gives_the_bits_of_an_undisturbed_run(communicator, tmp_path_fa
     training.run(training.trainer(communicator, steps=4, output=folder))
     communicator.barrier()
     second = training.trainer(communicator, steps=8, output=folder)
-    assert second.resume()
+    assert second.resume() == "resumed after step 4"
     resumed = training.state(training.run(second))
     for name, value in whole.items():
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)

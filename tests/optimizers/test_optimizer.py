@@ -278,3 +278,9 @@ def test_state_round_trips_and_refuses_what_does_not_fit():
         Momentum(0.1, 0.9).load_state(state, variables)
     with pytest.raises(ValueError, match=r"'a/m' should have shape \(3,\), found \(4,\)"):
         Adam(0.1).load_state({**state, "a/m": np.zeros(4)}, variables)
+
+
+@pytest.mark.parametrize("wrong", [{"gradient_aggregator": 5}, {"gradient_transformers": ["clip"]}])
+def test_aggregators_and_transformers_must_be_callable(wrong):
+    with pytest.raises(TypeError, match="must be callables, pairs -> pairs; got"):
+        GradientDescent(0.1, **wrong)
