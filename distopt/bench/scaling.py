@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from distopt.backend import choose_device
-from distopt.bench import peer, scaling_plot
+from distopt.bench import blas, peer, scaling_plot
 from distopt.bench.report import environment, summarize, write_json
 from distopt.bench.tables import text_table
 from distopt.bench.worker import Job, Program, Record, run_ranks
@@ -226,6 +226,7 @@ def main(options: Options, json_path: str | None = None, plot_path: str | None =
     """
     if plot_path is not None:
         scaling_plot.require_matplotlib()
+    blas.warn_of_choice()
     cores = launcher.usable_cores()
     too_many = [ranks for ranks in options.ranks if ranks * options.threads > cores]
     if too_many:

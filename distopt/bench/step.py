@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_limits
 
 from distopt.backend import Device, asnumpy, choose_device
-from distopt.bench import peer
+from distopt.bench import blas, peer
 from distopt.bench.report import environment, interleave, ratios, summarize, write_json
 from distopt.bench.tables import text_table
 from distopt.bench.worker import Job, Program, Record, run_ranks
@@ -21,7 +20,7 @@ from distopt.data.prefetch import Prefetcher
 from distopt.elementwise import jitted
 from distopt.replica import Batch
 
-__all__ = ["Options", "blas_kernels", "main", "run", "speed_ratios"]
+__all__ = ["Options", "main", "run", "speed_ratios"]
 
 NETWORKS = {"with LRN": True, "without LRN": False}
 _CHECKED_STEPS = 3
@@ -89,7 +88,7 @@ def run(options: Options) -> dict[str, Any]:
                 turns[network, name] = _turn(step, options.steps, device)
         labels = {f"{network}, {name}": turn for (network, name), turn in turns.items()}
         timed = interleave(labels, options.rounds)
-        kernels = blas_kernels()
+        kernels = blas.kernels()
     seconds: dict[str, dict[str, list[float]]] = {network: {} for network in NETWORKS}
     for network, name in turns:
         seconds[network][name] = timed[f"{network}, {name}"]
@@ -129,16 +128,6 @@ def speed_ratios(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, 
     best = [min(times) for times in zip(*others.values(), strict=True)]
     found = ratios({**seconds, "best": best}, "distopt")
     return {name: summary for name, summary in found.items() if name != "distopt"}
-
-
-def blas_kernels() -> list[str]:
-    """Return the BLAS libraries in this process with the processor that their kernels are made for."""
-    return [
-        f"{found['internal_api']} {found['version']}, {found.get('architecture', 'unknown')} kernels, "
-        f"{found['num_threads']} thread(s)"
-        for found in threadpool_info()
-        if found["user_api"] == "blas"
-    ]
 
 
 def _competitors(
@@ -210,11 +199,7 @@ def _describe(record: Record) -> dict[str, Any]:
 
 def main(options: Options, json_path: str | None = None) -> None:
     """Measure, print tables, and write the result."""
-    if "OPENBLAS_CORETYPE" in os.environ:
-        print(
-            f"warning: OPENBLAS_CORETYPE={os.environ['OPENBLAS_CORETYPE']} chooses OpenBLAS' kernels; "
-            "unset it to let it take those that fit this processor"
-        )
+    blas.warn_of_choice()
     result = run(options)
     print(
         f"The CIFAR-10 tutorial's network, one process, {options.threads} thread(s), batch {options.batch}, "
