@@ -129,7 +129,8 @@ def test_a_rank_that_is_stopped_is_named_by_its_silence(tmp_path):
     body = "if last: os.kill(os.getpid(), signal.SIGSTOP)\n"
     result = run_job(tmp_path, 3, body, DISTOPT_TIMEOUT="2")
     assert result.returncode == 75
-    assert "It waits for rank 2, which gives no answer" in last_line_of_distopt(result.stderr)
+    # Another rank may still be printing its stacks when this one has said it all.
+    assert "It waits for rank 2, which gives no answer" in result.stderr
 
 
 def test_a_rank_that_waits_in_another_collective_is_named(tmp_path):
