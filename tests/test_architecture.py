@@ -38,7 +38,7 @@ _LEVELS = {
     "bench": 9,
     "cli": 10,
     "__init__": 10,
-    "__main__": 10,
+    "__main__": 11,
 }
 _MAY_IMPORT = {
     "cupy": ("backend",),
