@@ -22,7 +22,7 @@ from distopt import (
 from distopt.aggregators import AllReduce, Ticket
 from distopt.backend import Device
 from distopt.communicators import connect
-from distopt.optimizers import Adam, ExponentialMovingAverage, GradientDescent, Momentum, Optimizer
+from distopt.optimizers import SGD, Adam, ExponentialMovingAverage, Optimizer
 from distopt.scopes import get_variable, variable_scope
 from distopt.tape import GradientTape, Tensor, gradients, primitive
 from distopt.variables import Arena, IndexedSlices, Variable
@@ -35,11 +35,10 @@ __all__ = [
     "Arena",
     "Device",
     "ExponentialMovingAverage",
-    "GradientDescent",
     "GradientTape",
     "IndexedSlices",
-    "Momentum",
     "Optimizer",
+    "SGD",
     "Tensor",
     "Ticket",
     "Variable",
