@@ -32,9 +32,9 @@ def gradient(entry, dtype):
         return None
     if "dense" in entry:
         return np.array(entry["dense"], dtype)
-    return IndexedSlices(
-        np.array(entry["values"], dtype), np.array(entry["indices"], np.int64), entry["dense_shape"]
-    )
+    shape = (len(entry["indices"]), *entry["dense_shape"][1:])  # an empty list has lost its width
+    values = np.array(entry["values"], dtype).reshape(shape)
+    return IndexedSlices(values, np.array(entry["indices"], np.int64), entry["dense_shape"])
 
 
 def replay(case, optimizer, apply=None):
