@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -17,7 +18,8 @@ __all__ = ["Moments", "batch_moments", "batch_normalization", "normalize"]
 Count: TypeAlias = "int | Array"
 
 
-class Moments(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Moments:
     """What a batch says of each channel.
 
     Attributes:

@@ -122,7 +122,7 @@ def test_values_among_the_operations_and_none_are_nothing_to_do(events):
 @pytest.mark.parametrize("wrong", [["loss"], [None], [3]])
 def test_what_is_neither_callable_nor_a_value_is_refused_before_anything_runs(events, wrong):
     with (
-        pytest.raises(TypeError, match="Can not convert a .* into an operation"),
+        pytest.raises(TypeError, match=r"Can not convert a .* into an operation"),
         control_dependencies([_op(events, "a"), *wrong]),
     ):
         raise AssertionError("the block was entered")
