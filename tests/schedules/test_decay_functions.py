@@ -154,7 +154,7 @@ def test_a_missing_step_of_piecewise_constant_is_refused():
 def test_wrong_numbers_are_refused_at_once():
     with pytest.raises(ValueError, match="decay_steps"):
         schedules.exponential_decay(0.1, Variable(0), 0, 0.5)
-    with pytest.raises(ValueError, match="initial_learning_rate .* nan"):
+    with pytest.raises(ValueError, match=r"initial_learning_rate .* nan"):
         schedules.cosine_decay(math.nan, Variable(0), 10)
 
 
@@ -198,7 +198,7 @@ def test_values_of_several_types_are_refused():
 
 
 def test_lengths_of_boundaries_and_values_must_fit():
-    with pytest.raises(ValueError, match="^The length of boundaries should be 1 less"):
+    with pytest.raises(ValueError, match=r"^The length of boundaries should be 1 less"):
         schedules.piecewise_constant_decay(0, [5], [1.0, 0.5, 0.25])
     with pytest.raises(IndexError, match="boundaries"):
         schedules.piecewise_constant(0, [], [1.0])
