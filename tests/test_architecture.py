@@ -12,7 +12,7 @@ _LEVELS = {
     "errors": 0,
     "backend": 1,
     "counter_random": 2,
-    "schedules": 2,
+    "schedules": 3,
     "elementwise": 2,
     "variables": 2,
     "tape": 3,
