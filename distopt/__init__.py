@@ -17,6 +17,7 @@ from distopt import (
     regularizers,
     schedules,
     scopes,
+    summaries,
     transforms,
 )
 from distopt.aggregators import AllReduce, Ticket
@@ -58,6 +59,7 @@ __all__ = [
     "regularizers",
     "schedules",
     "scopes",
+    "summaries",
     "transforms",
     "variable_scope",
 ]

@@ -240,7 +240,9 @@ class Optimizer(Updates):
         aggregation_method: int | None,
     ) -> Iterable[Pair]:
         tape, target, variables = record(loss, var_list, tape)
-        target = self._transform_loss(target)
+        if _overridden(self, "_transform_loss"):
+            with tape:  # what the hook computes is recorded too
+                target = self._transform_loss(target)
         return tape.gradients(target, variables, grad_loss)
 
     def compute_gradients(
@@ -273,7 +275,10 @@ class Optimizer(Updates):
         """
         del colocate_gradients_with_ops
         tape, target, variables = record(loss, var_list, tape)
-        found = tape.gradient(self._transform_loss(target), variables, output_gradients=grad_loss)
+        if _overridden(self, "_transform_loss"):
+            with tape:
+                target = self._transform_loss(target)
+        found = tape.gradient(target, variables, output_gradients=grad_loss)
         return list(zip(found, variables, strict=True))
 
     def apply_gradients(
