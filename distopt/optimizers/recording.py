@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from distopt import ops
 from distopt.aggregators import Pair
 from distopt.tape import GradientTape, Tensor
 from distopt.variables import Variable
@@ -35,6 +36,8 @@ def record(
             if var_list is not None and not callable(var_list):
                 recording.watch(flattened(var_list))
             target = loss()
+            if isinstance(target, Variable):  # no operation has read it yet
+                target = ops.identity(target)
     elif isinstance(loss, Tensor):
         if tape is None:
             raise ValueError("`tape` is required when a `Tensor` loss is passed: the tape that recorded it")
