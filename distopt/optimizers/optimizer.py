@@ -317,7 +317,8 @@ class Optimizer(Updates):
         if not given:
             return self.step
         kept = with_gradient(given)
-        self._tell_missing(given)
+        if len(kept) < len(given):
+            self._tell_missing(given)
         self.apply(list(self._transform_gradients(kept)), values)
         return self.step
 
@@ -333,8 +334,9 @@ class Optimizer(Updates):
 
     def _unaggregated(self, pairs: Iterable[Pair]) -> Iterable[Pair]:
         """Apply the hook for unaggregated gradients; without one the stream goes on as it comes."""
-        if isinstance(self.gradient_aggregator, Aggregator) and not _overridden(
-            self, "_transform_unaggregated_gradients"
+        hook = _overridden(self, "_transform_unaggregated_gradients")
+        if not hook and (
+            self.gradient_aggregator is None or isinstance(self.gradient_aggregator, Aggregator)
         ):
             return pairs
         given = check_pairs(pairs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from distopt import ops
@@ -76,11 +76,11 @@ def check_pairs(pairs: Iterable[Any]) -> list[Pair]:
     """
     checked: list[Pair] = []
     for pair in pairs:
-        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise TypeError(f"expected pairs of (gradient, variable), got {pair!r}")
         if not isinstance(pair[1], Variable):
             raise TypeError(f"gradients are applied to Variables, got {type(pair[1]).__name__}")
-        checked.append((pair[0], pair[1]))
+        checked.append(pair if type(pair) is tuple else (pair[0], pair[1]))
     return checked
 
 
@@ -102,6 +102,9 @@ def with_gradient(pairs: list[Pair]) -> list[Pair]:
 
 def without_repeats(pairs: list[Pair]) -> Iterator[list[Pair]]:
     """Split pairs so that no group has a variable twice: repeated updates apply one after another."""
+    if len({id(variable) for _, variable in pairs}) == len(pairs):
+        yield pairs
+        return
     group: list[Pair] = []
     seen: set[int] = set()
     for gradient, variable in pairs:
