@@ -365,16 +365,23 @@ class Optimizer(Updates):
         return grads_and_vars
 
     def _aggregate_gradients(self, grads_and_vars: Iterable[Pair], ticket: Ticket | None) -> list[Pair]:
+        """Return `aggregate` of the gradients; a hook of Keras."""
+        return self.aggregate(grads_and_vars, ticket)
+
+    def aggregate(self, pairs: Iterable[Pair], ticket: Ticket | None) -> list[Pair]:
         """Return the gradients combined over replicas by the `gradient_aggregator`. Collective."""
         if self.gradient_aggregator is None:
-            return list(grads_and_vars)
+            return list(pairs)
         if isinstance(self.gradient_aggregator, Aggregator):
-            return self.gradient_aggregator.reduce(grads_and_vars, ticket)
-        return list(self.gradient_aggregator(list(grads_and_vars)))
+            return self.gradient_aggregator.reduce(pairs, ticket)
+        return list(self.gradient_aggregator(list(pairs)))
 
-    def _transform_gradients(self, grads_and_vars: list[Pair]) -> list[Pair]:
+    def _transform_gradients(self, grads_and_vars: list[Pair]) -> Iterable[Pair]:
+        """Return `transform` of the gradients; a hook of Keras."""
+        return self.transform(grads_and_vars)
+
+    def transform(self, pairs: list[Pair]) -> list[Pair]:
         """Return the global gradients clipped, and put through the transformers."""
-        pairs = grads_and_vars
         for transformer in (*self._clips, *self.gradient_transformers):
             pairs = list(transformer(pairs))
         return pairs
