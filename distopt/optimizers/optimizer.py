@@ -16,7 +16,7 @@ import numpy as np
 from distopt import transforms
 from distopt.aggregators import Aggregator, GradientAggregator, Pair, Ticket
 from distopt.optimizers.hyperparameters import Hyperparameters
-from distopt.optimizers.recording import check_pairs, record, with_gradient
+from distopt.optimizers.recording import check_floating, check_pairs, record, with_gradient
 from distopt.optimizers.updates import Updates
 from distopt.tape import GradientTape
 
@@ -239,6 +239,7 @@ class Optimizer(Updates):
         gate_gradients: int,
         aggregation_method: int | None,
     ) -> Iterable[Pair]:
+        check_floating("grad_loss", grad_loss)
         tape, target, variables = record(loss, var_list, tape)
         target = self._transform_loss(target)
         return tape.gradients(target, variables, grad_loss)
@@ -272,6 +273,7 @@ class Optimizer(Updates):
             TypeError: the loss is neither callable nor a Tensor.
         """
         del colocate_gradients_with_ops
+        check_floating("grad_loss", grad_loss)
         tape, target, variables = record(loss, var_list, tape)
         found = tape.gradient(self._transform_loss(target), variables, output_gradients=grad_loss)
         return list(zip(found, variables, strict=True))

@@ -10,7 +10,7 @@ from distopt.aggregators import Pair
 from distopt.tape import GradientTape, Tensor
 from distopt.variables import Variable
 
-__all__ = ["check_pairs", "flattened", "record", "with_gradient", "without_repeats"]
+__all__ = ["check_floating", "check_pairs", "flattened", "record", "with_gradient", "without_repeats"]
 
 
 def record(
@@ -46,15 +46,22 @@ def record(
         raise TypeError(f"loss must be callable or a Tensor recorded on a tape, got {type(loss).__name__}")
     if callable(var_list):
         var_list = var_list()
-    if not isinstance(target, Tensor) or target.dtype.kind not in "fV":
-        kind = target.dtype if isinstance(target, Tensor) else type(target).__name__
-        raise ValueError(f"Invalid type {kind} for the loss, expected a Tensor of a floating dtype")
+    if not isinstance(target, Tensor):
+        raise ValueError(f"Invalid type {type(target).__name__} for the loss, expected a floating Tensor")
+    check_floating("the loss", target)
     if var_list is None:
         var_list = [v for v in recording.watched_variables() if v.trainable]
     variables = flattened(var_list)
     if not variables:
         raise ValueError("No variables to optimize.")
     return recording, target, variables
+
+
+def check_floating(what: str, value: Any) -> None:
+    """Raise ValueError for an array, Tensor or Variable that is not of a floating dtype."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None and dtype.kind not in "fV":  # "V" is what ml_dtypes' bfloat16 shows
+        raise ValueError(f"Invalid type {dtype} for {what}, expected float16, bfloat16, float32 or float64")
 
 
 def flattened(nested: Any) -> list[Any]:

@@ -162,6 +162,17 @@ def test_wrong_losses_are_refused(loss, error, message):
         tf1.GradientDescentOptimizer(1.0).minimize(loss, var_list=[Variable(1.0)])
 
 
+def test_integers_are_no_losses_and_no_upstream_gradients():
+    w = Variable(1.0)
+    optimizer = tf1.GradientDescentOptimizer(1.0)
+    with pytest.raises(ValueError, match="Invalid type int64 for grad_loss"):
+        optimizer.minimize(lambda: w * 2.0, grad_loss=np.array(3))
+    with GradientTape():
+        rounded = ops.cast(w * 2.0, dtype=np.int32)
+    with pytest.raises(ValueError, match="Invalid type int32 for the loss"):
+        optimizer.compute_gradients(rounded, [w])
+
+
 def test_no_variables_and_no_gradients_are_errors_of_minimize_only():
     w, apart = Variable(1.0), Variable(1.0, name="apart")
     optimizer = tf1.GradientDescentOptimizer(1.0)
