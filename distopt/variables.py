@@ -323,7 +323,7 @@ def dense_gradient(gradient: Any, variable: Variable) -> Array:
         TypeError: it is no array, number or IndexedSlices.
         ValueError: its shape differs from the variable's.
     """
-    given = gradient.to_dense() if isinstance(gradient, IndexedSlices) else gradient
+    given = gradient.to_dense() if isinstance(gradient, IndexedSlices) else _plain(gradient)
     try:
         array = variable.device.asarray(given, variable.dtype)
     except (TypeError, ValueError) as error:

@@ -1,26 +1,40 @@
 """Optimizers in the TensorFlow tradition: slots, one rule each, hyperparameters that can be schedules.
 
-Keras' names and numerics are here, TensorFlow 1's in `distopt.optimizers.tf1`.
+Keras' names and numerics are here, TensorFlow 1's in `distopt.optimizers.tf1`, those of Keras 2.11 and
+later in `distopt.optimizers.keras_new`.
 """
 
-from distopt.optimizers import tf1
+from distopt.optimizers import keras_new, tf1
+from distopt.optimizers.adadelta import Adadelta
+from distopt.optimizers.adagrad import Adagrad
 from distopt.optimizers.adam import Adam
+from distopt.optimizers.adamax import Adamax
 from distopt.optimizers.averages import ExponentialMovingAverage
+from distopt.optimizers.ftrl import Ftrl
 from distopt.optimizers.gradient_descent import SGD
 from distopt.optimizers.loss_scale import LossScaleOptimizer
+from distopt.optimizers.nadam import Nadam
 from distopt.optimizers.optimize_loss import OPTIMIZER_CLS_NAMES, OPTIMIZER_SUMMARIES, optimize_loss
 from distopt.optimizers.optimizer import Optimizer
+from distopt.optimizers.rmsprop import RMSprop
 from distopt.optimizers.train_op import TrainOp
 
 __all__ = [
     "OPTIMIZER_CLS_NAMES",
     "OPTIMIZER_SUMMARIES",
     "SGD",
+    "Adadelta",
+    "Adagrad",
     "Adam",
+    "Adamax",
     "ExponentialMovingAverage",
+    "Ftrl",
     "LossScaleOptimizer",
+    "Nadam",
     "Optimizer",
+    "RMSprop",
     "TrainOp",
+    "keras_new",
     "optimize_loss",
     "tf1",
 ]

@@ -16,7 +16,7 @@ import numpy as np
 from distopt import transforms
 from distopt.aggregators import Aggregator, GradientAggregator, Pair, Ticket
 from distopt.optimizers.hyperparameters import Hyperparameters
-from distopt.optimizers.recording import check_pairs, record, with_gradient
+from distopt.optimizers.recording import check_floating, check_pairs, record, with_gradient
 from distopt.optimizers.updates import Updates
 from distopt.tape import GradientTape
 
@@ -239,6 +239,7 @@ class Optimizer(Updates):
         gate_gradients: int,
         aggregation_method: int | None,
     ) -> Iterable[Pair]:
+        check_floating("grad_loss", grad_loss)
         tape, target, variables = record(loss, var_list, tape)
         if _overridden(self, "_transform_loss"):
             with tape:  # what the hook computes is recorded too
@@ -274,6 +275,7 @@ class Optimizer(Updates):
             TypeError: the loss is neither callable nor a Tensor.
         """
         del colocate_gradients_with_ops
+        check_floating("grad_loss", grad_loss)
         tape, target, variables = record(loss, var_list, tape)
         if _overridden(self, "_transform_loss"):
             with tape:
@@ -322,7 +324,8 @@ class Optimizer(Updates):
         if not given:
             return self.step
         kept = with_gradient(given)
-        self._tell_missing(given)
+        if len(kept) < len(given):
+            self._tell_missing(given)
         self.apply(list(self._transform_gradients(kept)), values)
         return self.step
 
@@ -338,8 +341,9 @@ class Optimizer(Updates):
 
     def _unaggregated(self, pairs: Iterable[Pair]) -> Iterable[Pair]:
         """Apply the hook for unaggregated gradients; without one the stream goes on as it comes."""
-        if isinstance(self.gradient_aggregator, Aggregator) and not _overridden(
-            self, "_transform_unaggregated_gradients"
+        hook = _overridden(self, "_transform_unaggregated_gradients")
+        if not hook and (
+            self.gradient_aggregator is None or isinstance(self.gradient_aggregator, Aggregator)
         ):
             return pairs
         given = check_pairs(pairs)
@@ -368,16 +372,23 @@ class Optimizer(Updates):
         return grads_and_vars
 
     def _aggregate_gradients(self, grads_and_vars: Iterable[Pair], ticket: Ticket | None) -> list[Pair]:
+        """Return `aggregate` of the gradients; a hook of Keras."""
+        return self.aggregate(grads_and_vars, ticket)
+
+    def aggregate(self, pairs: Iterable[Pair], ticket: Ticket | None) -> list[Pair]:
         """Return the gradients combined over replicas by the `gradient_aggregator`. Collective."""
         if self.gradient_aggregator is None:
-            return list(grads_and_vars)
+            return list(pairs)
         if isinstance(self.gradient_aggregator, Aggregator):
-            return self.gradient_aggregator.reduce(grads_and_vars, ticket)
-        return list(self.gradient_aggregator(list(grads_and_vars)))
+            return self.gradient_aggregator.reduce(pairs, ticket)
+        return list(self.gradient_aggregator(list(pairs)))
 
-    def _transform_gradients(self, grads_and_vars: list[Pair]) -> list[Pair]:
+    def _transform_gradients(self, grads_and_vars: list[Pair]) -> Iterable[Pair]:
+        """Return `transform` of the gradients; a hook of Keras."""
+        return self.transform(grads_and_vars)
+
+    def transform(self, pairs: list[Pair]) -> list[Pair]:
         """Return the global gradients clipped, and put through the transformers."""
-        pairs = grads_and_vars
         for transformer in (*self._clips, *self.gradient_transformers):
             pairs = list(transformer(pairs))
         return pairs

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from distopt import ops
 from distopt.aggregators import Aggregator, GradientAggregator, Pair, Ticket
 from distopt.backend import Array
 from distopt.optimizers.learning_rate import LearningRate
@@ -265,6 +266,8 @@ class _Pipeline(Aggregator):
 def _checked(loss: Any) -> Any:
     if loss is None:
         raise ValueError("None values not supported: the function that computes the loss returned None")
+    if isinstance(loss, Variable):
+        loss = ops.identity(loss)  # its value is to be that of before the update
     if isinstance(loss, Tensor) and loss.shape != ():
         raise ValueError(
             f"Shape must be rank 0 but is rank {loss.ndim}: the loss has shape {loss.shape}. Sum it over the "

@@ -309,6 +309,12 @@ def test_a_tensor_loss_serves_exactly_one_step():
     assert int(step.value) == 1
 
 
+def test_a_variable_may_be_the_loss():
+    variable = Variable(2.0)
+    returned = optimize_loss(lambda: variable, None, 0.5, "SGD")()
+    assert (float(returned), float(variable)) == (2.0, 1.5)
+
+
 def test_arguments_of_the_step_go_to_the_loss():
     variable = Variable(2.0)
     train_op = optimize_loss(lambda x, *, y: variable * x * y, None, 0.1, "SGD")

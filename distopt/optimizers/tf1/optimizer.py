@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from distopt.aggregators import Pair
 from distopt.optimizers import optimizer as engine
-from distopt.optimizers.recording import flattened
+from distopt.optimizers.recording import check_floating, flattened
 from distopt.scopes.graph import trainable_variables
 from distopt.scopes.variable_scopes import get_variable_scope
 from distopt.tape import Tensor, gradients
@@ -131,6 +131,8 @@ class Optimizer(engine.Optimizer):
                 "enabled, or a Tensor computed under an open GradientTape from what it watches; got "
                 f"{loss!r:.60}"
             )
+        check_floating("the loss", loss)
+        check_floating("grad_loss", grad_loss)
         if var_list is None:
             variables: list[Any] = list({id(v): v for v in [*trainable_variables(), *_used(loss)]}.values())
         else:
