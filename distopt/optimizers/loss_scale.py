@@ -167,7 +167,7 @@ class LossScaleOptimizer(Optimizer):
         """Return whether a step with these global gradients would be done (waits for the GPU)."""
         return not self._dynamic or all_finite(pairs)
 
-    def _transform_gradients(self, grads_and_vars: list[Pair]) -> list[Pair]:
+    def _transform_gradients(self, grads_and_vars: list[Pair]) -> Iterable[Pair]:
         self._accepted = self.accepts(grads_and_vars)
         self._adapt(self._accepted)
         if not self._accepted:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from distopt import ops
 from distopt.aggregators import Aggregator, GradientAggregator, Pair, Ticket
 from distopt.backend import Array
 from distopt.optimizers.learning_rate import LearningRate
@@ -22,7 +21,7 @@ from distopt.scopes.summaries import keep_summary
 from distopt.scopes.variable_scopes import VariableScope, variable_scope
 from distopt.tape import GradientTape, Tensor
 from distopt.transforms import Chain, global_norm
-from distopt.variables import Variable
+from distopt.variables import Operand, Variable
 
 __all__ = ["Steps", "SummaryTags", "TrainOp"]
 
@@ -183,7 +182,8 @@ class TrainOp:
             tape = GradientTape()
 
         def computed() -> Any:
-            found[0] = _checked(given(*arguments, **named))
+            function: Any = given
+            found[0] = _checked(function(*arguments, **named))
             return found[0]
 
         def used() -> list[Variable]:
@@ -237,7 +237,8 @@ class _Pipeline(Aggregator):
         self._train_op = train_op
         self._inner = inner
         self._own = loss
-        self.loss: Array = loss.value
+        # A copy: the value may be that of a variable, which the step changes.
+        self.loss: Array = loss.value.copy()
 
     def reduce(self, pairs: Iterable[Pair], ticket: Ticket | None = None) -> list[Pair]:
         """See `Aggregator.reduce`."""
@@ -266,12 +267,10 @@ class _Pipeline(Aggregator):
 def _checked(loss: Any) -> Any:
     if loss is None:
         raise ValueError("None values not supported: the function that computes the loss returned None")
-    if isinstance(loss, Variable):
-        loss = ops.identity(loss)  # its value is to be that of before the update
-    if isinstance(loss, Tensor) and loss.shape != ():
+    if isinstance(loss, Operand) and loss.value.ndim:
         raise ValueError(
-            f"Shape must be rank 0 but is rank {loss.ndim}: the loss has shape {loss.shape}. Sum it over the "
-            "examples."
+            f"Shape must be rank 0 but is rank {loss.value.ndim}: the loss has shape {loss.value.shape}. "
+            "Sum it over the examples."
         )
     return loss
 
