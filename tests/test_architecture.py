@@ -26,6 +26,7 @@ _LEVELS = {
     "transforms": 4,
     "optimizers": 5,
     "layers": 5,
+    "losses": 5,
     "data": 5,
     "testing": 5,
     "models": 6,
