@@ -25,7 +25,7 @@ from distopt.ops.losses import (
     softmax_cross_entropy,
     sparse_softmax_cross_entropy,
 )
-from distopt.ops.means import is_mean
+from distopt.ops.means import is_mean, warn_of_mean_of_means
 from distopt.ops.neural import average_pool, chain, conv2d, local_response_normalization, max_pool
 from distopt.ops.reductions import add_n, l2_loss, reduce_mean, reduce_sum, regularization_loss
 from distopt.ops.shaping import concat, gather, identity, reshape, slice_of, stop_gradient, transpose
@@ -72,4 +72,5 @@ __all__ = [
     "subtract",
     "tanh",
     "transpose",
+    "warn_of_mean_of_means",
 ]

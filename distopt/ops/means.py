@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -10,16 +11,16 @@ import numpy as np
 from distopt.tape import Tensor
 from distopt.variables import Operand
 
-__all__ = ["is_mean"]
+__all__ = ["is_mean", "warn_of_mean_of_means"]
 
 _ALL_INPUTS = ("add", "add_n", "subtract")
 """A mean plus anything, the penalties for instance, still has the mean in it."""
 
-_FIRST_INPUT = ("cast", "divide", "identity", "multiply", "negative", "reduce_sum", "reshape", "slice_of")
-"""What keeps the first input's divisor, up to a factor."""
+_FIRST_INPUT = ("cast", "identity", "negative", "reduce_sum", "reshape", "slice_of")
+"""What keeps the first input's divisor."""
 
 
-def is_mean(loss: Any) -> bool:
+def is_mean(loss: Any, through_factors: bool = True) -> bool:
     """Tell whether a loss was averaged over its examples, by looking at how it was made.
 
     It was if its record leads over sums, differences, products, quotients, casts and reshapes to a
@@ -35,6 +36,8 @@ def is_mean(loss: Any) -> bool:
     Args:
         loss: Tensor that a tape recorded, before its gradients are taken. For anything else the answer
             is False.
+        through_factors: whether a mean that was multiplied or divided by something still counts. It may
+            have been made right by that: `reduce_mean(x) * len(x)` is a sum.
     """
     waiting, seen = [loss], set[int]()
     while waiting:
@@ -50,13 +53,42 @@ def is_mean(loss: Any) -> bool:
             return True
         if name == "divide" and _is_sum_over(node.inputs[0], node.inputs[1]):
             return True
-        if name == "multiply":
-            waiting.extend(node.inputs)  # either may be the constant
-        elif name in _ALL_INPUTS:
+        if name in _ALL_INPUTS:
             waiting.extend(node.inputs)
+        elif name in ("multiply", "divide"):
+            if through_factors:  # of a product either may be the constant
+                waiting.extend(node.inputs if name == "multiply" else node.inputs[:1])
         elif name in _FIRST_INPUT:
             waiting.append(node.inputs[0])
     return False
+
+
+def warn_of_mean_of_means(loss: Any, aggregator: Any) -> None:
+    """Warn if a loss is a mean already, and the aggregator makes a mean of such means or a sum of them.
+
+    Asks `is_mean` without looking through factors, so that a loss which was scaled by hand gives no warning.
+
+    Args:
+        loss: Tensor that a tape recorded, before its gradients are taken.
+        aggregator: with `reduction` "mean" (divides by the examples of the global batch), or "sum" and a
+            `communicator` of several ranks; with anything else, None for instance, nothing is done.
+    """
+    reduction = getattr(aggregator, "reduction", None)
+    ranks = getattr(getattr(aggregator, "communicator", None), "size", 1)
+    if reduction not in ("mean", "sum") or (reduction == "sum" and ranks == 1):
+        return
+    if is_mean(loss, through_factors=False):
+        remedy = (
+            "give it the sum over this rank's examples"
+            if reduction == "mean"
+            else "give it losses.compute_average_loss(per_example_loss, global_batch_size=...)"
+        )
+        effect = "divides it by the examples again" if reduction == "mean" else f"adds {ranks} of them up"
+        warnings.warn(
+            f"the loss is a mean over this rank's examples, and the aggregator (reduction={reduction!r}) "
+            f"{effect}: {remedy}.",
+            stacklevel=3,
+        )
 
 
 def _covers_examples(reduced: Any, axis: Any) -> bool:

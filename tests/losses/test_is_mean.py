@@ -37,6 +37,7 @@ OTHERS = {
     "mean of one example": lambda w: ops.reduce_mean(w * X[:1]),
     "cross-entropy": lambda w: ops.sparse_softmax_cross_entropy(w * np.ones((2, 3)), labels=np.array([0, 1])),
     "penalty": lambda w: ops.l2_loss(w),
+    "divided by a mean": lambda w: ops.reduce_sum(w * X) / ops.reduce_mean(w * X),
 }
 
 
@@ -49,6 +50,42 @@ def recorded(loss):
 @pytest.mark.parametrize("loss", MEANS.values(), ids=MEANS)
 def test_means_over_examples_are_found(loss):
     assert is_mean(recorded(loss)[2])
+
+
+def test_a_mean_with_a_factor_may_have_been_made_right():
+    for loss in (lambda w: ops.reduce_mean(w * X) * 4.0, lambda w: ops.reduce_mean(w * X) / 2):
+        tensor = recorded(loss)[2]
+        assert is_mean(tensor)
+        assert not is_mean(tensor, through_factors=False)
+    for name in set(MEANS) - {"scaled"}:
+        assert is_mean(recorded(MEANS[name])[2], through_factors=False), name
+
+
+class Aggregator:
+    def __init__(self, reduction, ranks):
+        self.reduction = reduction
+        self.communicator = type("Communicator", (), {"size": ranks})()
+
+
+@pytest.mark.parametrize(
+    ("reduction", "ranks", "message"),
+    [
+        ("mean", 1, r"reduction='mean'\) divides it by the examples again: give it the sum"),
+        ("mean", 2, r"reduction='mean'\) divides it by the examples again: give it the sum"),
+        ("sum", 3, r"reduction='sum'\) adds 3 of them up: give it losses.compute_average_loss"),
+    ],
+)
+def test_the_mean_of_means_is_warned_about(reduction, ranks, message):
+    aggregator = Aggregator(reduction, ranks)
+    with pytest.warns(UserWarning, match=message):
+        ops.warn_of_mean_of_means(recorded(MEANS["with a penalty"])[2], aggregator)
+    ops.warn_of_mean_of_means(recorded(OTHERS["sum"])[2], aggregator)  # warnings are errors here
+    ops.warn_of_mean_of_means(recorded(MEANS["scaled"])[2], aggregator)
+
+
+@pytest.mark.parametrize("aggregator", [None, list, Aggregator("sum", 1)])
+def test_a_mean_on_one_rank_is_right(aggregator):
+    ops.warn_of_mean_of_means(recorded(MEANS["reduce_mean"])[2], aggregator)
 
 
 @pytest.mark.parametrize("loss", OTHERS.values(), ids=OTHERS)
