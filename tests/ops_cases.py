@@ -85,6 +85,15 @@ CASES = {
         ((_normal(4, 3),), {"labels": _LABELS, "reduction": "none"}),
         ((_normal(0, 3),), {"labels": np.zeros(0, np.int64)}),
     ],
+    "softmax_cross_entropy": [
+        ((_normal(4, 3),), {"labels": _positive(4, 3)}),
+        ((_normal(4, 3),), {"labels": np.eye(3)[_LABELS], "reduction": "none"}),
+        ((_normal(0, 3),), {"labels": np.zeros((0, 3))}),
+    ],
+    "sigmoid_cross_entropy": [
+        ((_normal(4, 3),), {"labels": _random.uniform(0, 1, (4, 3))}),
+        ((np.zeros(3),), {"labels": np.array([0.0, 0.5, 1.0])}),
+    ],
     "mean_squared_error": [
         ((_normal(4, 3),), {"targets": _normal(4, 3)}),
         ((_normal(4, 3),), {"targets": _normal(4, 3), "reduction": "none"}),

@@ -19,7 +19,13 @@ from distopt.ops.arithmetic import (
     tanh,
 )
 from distopt.ops.dense import dense, relu, sigmoid
-from distopt.ops.losses import mean_squared_error, sparse_softmax_cross_entropy
+from distopt.ops.losses import (
+    mean_squared_error,
+    sigmoid_cross_entropy,
+    softmax_cross_entropy,
+    sparse_softmax_cross_entropy,
+)
+from distopt.ops.means import is_mean, warn_of_mean_of_means
 from distopt.ops.neural import average_pool, chain, conv2d, local_response_normalization, max_pool
 from distopt.ops.reductions import add_n, l2_loss, reduce_mean, reduce_sum, regularization_loss
 from distopt.ops.shaping import concat, gather, identity, reshape, slice_of, stop_gradient, transpose
@@ -38,6 +44,7 @@ __all__ = [
     "exp",
     "gather",
     "identity",
+    "is_mean",
     "l2_loss",
     "local_response_normalization",
     "log",
@@ -55,7 +62,9 @@ __all__ = [
     "relu",
     "reshape",
     "sigmoid",
+    "sigmoid_cross_entropy",
     "slice_of",
+    "softmax_cross_entropy",
     "sparse_softmax_cross_entropy",
     "sqrt",
     "square",
@@ -63,4 +72,5 @@ __all__ = [
     "subtract",
     "tanh",
     "transpose",
+    "warn_of_mean_of_means",
 ]

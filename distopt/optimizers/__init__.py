@@ -1,12 +1,17 @@
-"""Optimizers in the TensorFlow tradition: slots, one rule each, hyperparameters that can be schedules.
+"""Optimizers in the TensorFlow tradition: slots, one rule each, hyperparameters that can be schedules."""
 
-Keras' names and numerics are here, TensorFlow 1's in `distopt.optimizers.tf1`.
-"""
-
-from distopt.optimizers import tf1
 from distopt.optimizers.adam import Adam
 from distopt.optimizers.averages import ExponentialMovingAverage
-from distopt.optimizers.gradient_descent import SGD
+from distopt.optimizers.gradient_descent import GradientDescent, Momentum
+from distopt.optimizers.moving_averages import assign_moving_average, weighted_moving_average
 from distopt.optimizers.optimizer import Optimizer
 
-__all__ = ["SGD", "Adam", "ExponentialMovingAverage", "Optimizer", "tf1"]
+__all__ = [
+    "Adam",
+    "ExponentialMovingAverage",
+    "GradientDescent",
+    "Momentum",
+    "Optimizer",
+    "assign_moving_average",
+    "weighted_moving_average",
+]
