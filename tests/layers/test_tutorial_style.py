@@ -127,8 +127,7 @@ def _replica_step(replica, batches):
     """The same step with the trainer's network: sums over examples, weight decay as a regularizer."""
     towers, sums = [], {}
     for batch in batches:
-        with replica._graph.as_default():
-            logits = replica._logits(batch.images).numpy()
+        logits = replica.logits(batch.images).numpy()
         tape, total, _ = replica.forward(batch)
         gradients = {v.name: np.array(g) / _BATCH for g, v in replica.gradients(tape, total)}
         towers.append((logits, float(total) / _BATCH, gradients))
