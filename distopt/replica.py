@@ -57,7 +57,7 @@ class Replica:
     """
 
     def __init__(
-        self, model: Callable[[Any], Tensor], example_shape: Sequence[int], device: Device, seed: int
+        self, model: Callable[..., Tensor], example_shape: Sequence[int], device: Device, seed: int
     ) -> None:
         self.device = device
         self._model = model
