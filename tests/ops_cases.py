@@ -5,6 +5,7 @@ Inputs are float64 arrays; where a primitive is not smooth they keep away from t
 
 import numpy as np
 
+from distopt.communicators.local import LocalCommunicator
 from distopt.ops.kernels.convolution import Convolution
 from distopt.ops.kernels.lrn import LocalResponseNormalization
 from distopt.ops.kernels.pooling import AveragePool, MaxPool
@@ -55,6 +56,12 @@ CASES = {
     "dense": [
         ((_normal(3, 4), _normal(4, 2), _normal(2)), {}),
         ((_normal(5, 4), _normal(4, 3), _normal(3)), {"relu": True}),
+    ],
+    "batch_normalization": [
+        ((_normal(6, 4), _normal(4), _normal(4)), {}),
+        ((_normal(2, 3, 2, 3), None, _normal(3)), {"epsilon": 0.1}),
+        ((_normal(3, 2, 2), _normal(2), None), {"communicator": LocalCommunicator()}),
+        ((_normal(0, 3), _normal(3), _normal(3)), {}),
     ],
     "identity": [((_normal(3),), {})],
     "reshape": [((_normal(3, 4),), {"shape": (2, 6)}), ((_normal(2, 3, 2),), {"shape": (-1, 2)})],

@@ -12,7 +12,17 @@ import numpy as np
 from distopt.backend import Array, asnumpy
 from distopt.variables import Operand
 
-__all__ = ["Context", "Node", "Primitive", "Recorder", "Tensor", "active", "primitive", "primitives"]
+__all__ = [
+    "Context",
+    "Node",
+    "Primitive",
+    "Recorder",
+    "Tensor",
+    "active",
+    "naming",
+    "primitive",
+    "primitives",
+]
 
 _sequence = itertools.count()
 
@@ -30,13 +40,15 @@ class Tensor(Operand):
 
     Attributes:
         value: the array.
+        name: full name, by which collections are filtered; None where none was given.
     """
 
-    __slots__ = ("__weakref__", "node", "value")
+    __slots__ = ("__weakref__", "name", "node", "value")
 
-    def __init__(self, value: Any, node: Node | None = None) -> None:
+    def __init__(self, value: Any, node: Node | None = None, name: str | None = None) -> None:
         self.value: Array = value
         self.node = node
+        self.name = name
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -135,6 +147,9 @@ active = _Active()
 _Forward: TypeAlias = Callable[..., Any]
 _Backward: TypeAlias = Callable[[Context, Any], Sequence[Any]]
 
+naming: dict[str, Callable[[str], str]] = {"full_name": str}
+"""How a result's name becomes a full one; `distopt.scopes` fills it (a lower level can't import it)."""
+
 primitives: dict[str, Primitive] = {}
 """Every primitive by name; the tests check the gradient of each."""
 
@@ -160,17 +175,21 @@ class Primitive:
         self.backward = backward
         return backward
 
-    def __call__(self, *inputs: Any, **options: Any) -> Tensor:
-        """Compute on Tensors, Variables, arrays and numbers; leave a node on the tapes that watch them."""
+    def __call__(self, *inputs: Any, name: str | None = None, **options: Any) -> Tensor:
+        """Compute on Tensors, Variables, arrays and numbers; leave a node on the tapes that watch them.
+
+        With a `name` the result gets it, below the name scope in force.
+        """
+        full_name = None if name is None else naming["full_name"](name)
         values = tuple(i.value if isinstance(i, Operand) else i for i in inputs)
         tapes = tuple(tape for tape in active.tapes if any(tape.watches(i) for i in inputs))
         needs = tuple(any(tape.watches(i) for tape in tapes) for i in inputs)
         context = Context(values, options, needs)
         output = self._forward(context, *values, **options)
         if not tapes:
-            return Tensor(output)
+            return Tensor(output, name=full_name)
         context.output = output
-        return Tensor(output, Node(self, inputs, context, tapes))
+        return Tensor(output, Node(self, inputs, context, tapes), full_name)
 
     def __repr__(self) -> str:
         return f"<primitive {self.name}>"

@@ -1,12 +1,14 @@
-"""Layers: functions that create their variables in the current scope and compute with them."""
+"""Image layers computed one after the other as one primitive."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from distopt import initializers, ops, scopes
+from distopt.layers.checks import check_positive
+from distopt.layers.layer import MODEL_COLLECTIONS, Initializer
 from distopt.ops.kernels import convolution
 from distopt.ops.kernels.geometry import Padding
 from distopt.ops.kernels.lrn import LocalResponseNormalization
@@ -20,13 +22,8 @@ __all__ = [
     "Convolution",
     "LocalResponseNormalization",
     "MaxPool",
-    "conv2d",
-    "dense",
-    "flatten",
     "sequence",
 ]
-
-Initializer: TypeAlias = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -63,9 +60,9 @@ class Convolution:
     name: str = "conv2d"
 
     def __post_init__(self) -> None:
-        _check_positive("filters", self.filters)
+        check_positive("filters", self.filters)
         for size in self._window():
-            _check_positive("kernel_size", size)
+            check_positive("kernel_size", size)
 
     def _window(self) -> tuple[int, int]:
         size = self.kernel_size
@@ -85,11 +82,20 @@ class Convolution:
                     dtype=dtype,
                     initializer=self.kernel_initializer,
                     regularizer=self.kernel_regularizer,
+                    collections=MODEL_COLLECTIONS,
                     constraint=self.kernel_constraint,
                 )
             ]
             if self.use_bias:
-                found.append(_biases(self.filters, dtype, self.bias_initializer))
+                found.append(
+                    scopes.get_variable(
+                        "biases",
+                        (self.filters,),
+                        dtype=dtype,
+                        initializer=self.bias_initializer or initializers.Zeros(),
+                        collections=MODEL_COLLECTIONS,
+                    )
+                )
         return found
 
 
@@ -117,62 +123,3 @@ def sequence(x: Any, layers: Sequence[Convolution | Stage]) -> Tensor:
         counts.append(len(own))
         parameters.extend(own)
     return ops.chain(x, *parameters, stages=tuple(stages), counts=tuple(counts))
-
-
-def conv2d(x: Any, filters: int, kernel_size: int | tuple[int, int], **options: Any) -> Tensor:
-    """Return a convolution of images [N, H, W, C]; options are the fields of `Convolution`."""
-    return sequence(x, [Convolution(filters, kernel_size, **options)])
-
-
-def dense(
-    x: Any,
-    units: int,
-    *,
-    relu: bool = False,
-    kernel_initializer: Initializer | None = None,
-    bias_initializer: Initializer | None = None,
-    kernel_regularizer: Any = None,
-    kernel_constraint: Any = None,
-    name: str = "dense",
-) -> Tensor:
-    """Return `x @ weights + biases` for `x` [N, inputs], rectified when `relu`.
-
-    Its variables are "name/weights" [inputs, units] and "name/biases" [units]; arguments are those of
-    `Convolution`.
-
-    Raises:
-        ValueError: `units` is below 1, or `x` is no matrix.
-    """
-    _check_positive("units", units)
-    if len(x.shape) != 2:
-        raise ValueError(f"dense needs [examples, inputs], got shape {tuple(x.shape)}; use flatten before")
-    with scopes.variable_scope(name):
-        weights = scopes.get_variable(
-            "weights",
-            (x.shape[1], units),
-            dtype=x.dtype,
-            initializer=kernel_initializer,
-            regularizer=kernel_regularizer,
-            constraint=kernel_constraint,
-        )
-        biases = _biases(units, x.dtype, bias_initializer)
-    return ops.dense(x, weights, biases, relu=relu)
-
-
-def flatten(x: Any) -> Tensor:
-    """Return `x` [N, ...] as a matrix [N, features]."""
-    features = 1
-    for length in x.shape[1:]:
-        features *= length
-    return ops.reshape(x, shape=(x.shape[0], features))
-
-
-def _biases(units: int, dtype: Any, initializer: Initializer | None) -> Variable:
-    return scopes.get_variable(
-        "biases", (units,), dtype=dtype, initializer=initializer or initializers.Zeros()
-    )
-
-
-def _check_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
