@@ -22,13 +22,26 @@ from distopt.ops.dense import dense, relu, sigmoid
 from distopt.ops.losses import mean_squared_error, sparse_softmax_cross_entropy
 from distopt.ops.neural import average_pool, chain, conv2d, local_response_normalization, max_pool
 from distopt.ops.reductions import add_n, l2_loss, reduce_mean, reduce_sum, regularization_loss
-from distopt.ops.shaping import concat, gather, identity, reshape, slice_of, stop_gradient, transpose
+from distopt.ops.selection import where
+from distopt.ops.shaping import (
+    broadcast_to,
+    concat,
+    gather,
+    identity,
+    reshape,
+    scatter_rows,
+    scatter_slice,
+    slice_of,
+    stop_gradient,
+    transpose,
+)
 
 __all__ = [
     "absolute",
     "add",
     "add_n",
     "average_pool",
+    "broadcast_to",
     "cast",
     "chain",
     "concat",
@@ -54,6 +67,8 @@ __all__ = [
     "regularization_loss",
     "relu",
     "reshape",
+    "scatter_rows",
+    "scatter_slice",
     "sigmoid",
     "slice_of",
     "sparse_softmax_cross_entropy",
@@ -63,4 +78,5 @@ __all__ = [
     "subtract",
     "tanh",
     "transpose",
+    "where",
 ]
