@@ -50,8 +50,11 @@ def backward(
         walk: how.
     """
     stream = _gradients(targets, sources, upstreams, walk)
-    # A list first: nothing is handed out before all are final.
-    return iter(list(stream)) if walk.gate == GATE_GRAPH else stream
+    return _all_at_once(stream) if walk.gate == GATE_GRAPH else stream
+
+
+def _all_at_once(stream: Iterator[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+    yield from list(stream)
 
 
 def _gradients(
@@ -186,7 +189,7 @@ def _leads(operand: Any, wanted: dict[int, Any], leads: set[int], stops: Collect
     """Tell whether a gradient has to flow into `operand`."""
     if id(operand) in wanted:
         return operand.dtype.kind in "fV"
-    if not isinstance(operand, Tensor) or id(operand) in stops:
+    if not isinstance(operand, Tensor) or id(operand) in stops or operand.dtype.kind not in "fcV":
         return False
     return operand.node is not None and id(operand.node) in leads
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Generator, Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from distopt.tape import jacobians
@@ -11,14 +11,14 @@ from distopt.tape.aggregation import total_kind
 from distopt.tape.backward import Walk, backward
 from distopt.tape.gates import GATE_OP, checked_gate
 from distopt.tape.nested import leaves, rebuilt
-from distopt.tape.record import Node, Tensor, active, next_sequence
+from distopt.tape.recording import Recording
 from distopt.tape.unconnected import UnconnectedGradients, or_zeros, wants_zeros
 from distopt.variables import Operand, Variable
 
 __all__ = ["GradientTape"]
 
 
-class GradientTape:
+class GradientTape(Recording):
     """Records what is computed inside its `with` block, for differentiation.
 
     Gradients are arrays or IndexedSlices. While another tape is open that watches what a gradient depends
@@ -38,101 +38,6 @@ class GradientTape:
         persistent: allow more than one call of `gradient` or `gradients`; keeps the record in memory.
         watch_accessed_variables: watch every trainable `Variable` of a floating dtype that is used.
     """
-
-    def __init__(self, persistent: bool = False, watch_accessed_variables: bool = True) -> None:
-        self._persistent = persistent
-        self._watch_variables = watch_accessed_variables
-        self._watched: dict[int, Any] = {}
-        self._accessed: dict[int, Variable] = {}
-        self._used = False
-        self._since = 0
-
-    def __enter__(self) -> GradientTape:
-        """Begin to record. A tape that is not persistent and was used begins anew.
-
-        Raises:
-            ValueError: it is recording already.
-        """
-        if self in active.tapes:
-            raise ValueError(
-                "Tape is still recording, This can happen if you try to re-enter an already-active tape."
-            )
-        if self._used and not self._persistent:
-            self._forget()
-        active.tapes.append(self)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self in active.tapes:
-            active.tapes.remove(self)
-
-    def watch(self, tensor: Any) -> None:
-        """Watch a tensor, a variable that isn't trainable, or a nested list, tuple or dict of them.
-
-        What has no floating dtype is accepted, and gets no gradient.
-
-        Raises:
-            TypeError: it is neither (a NumPy array has no identity to follow: wrap it in `Tensor`).
-        """
-        for leaf in leaves(tensor):
-            if not isinstance(leaf, Operand):
-                raise TypeError(f"a tape watches Tensors and Variables, got {type(leaf).__name__}")
-            self._watched[id(leaf)] = leaf
-
-    def watched_variables(self) -> tuple[Variable, ...]:
-        """Return the variables that were used or watched, in the order of their first use."""
-        explicit = {i: v for i, v in self._watched.items() if isinstance(v, Variable)}
-        return tuple((self._accessed | explicit).values())
-
-    def watches(self, operand: Any) -> bool:
-        """Tell whether a call on `operand` is to be recorded."""
-        if isinstance(operand, Variable):
-            if operand.dtype.kind not in "fV":
-                return False
-            if self._watch_variables and operand.trainable:
-                self._accessed.setdefault(id(operand), operand)
-                return True
-            return id(operand) in self._watched
-        if isinstance(operand, Tensor):
-            recorded = operand.node is not None and self.holds(operand.node)
-            return recorded or id(operand) in self._watched
-        return False
-
-    def holds(self, node: Node) -> bool:
-        """Tell whether a call was recorded here since the last `reset`."""
-        return self in node.tapes and node.sequence >= self._since
-
-    @contextlib.contextmanager
-    def stop_recording(self) -> Generator[None]:
-        """Return a context manager in which this tape doesn't record.
-
-        Inside, `with tape:` records again for its own block.
-
-        Raises:
-            RuntimeError: on entering: the tape isn't recording.
-        """
-        if self not in active.tapes:
-            raise RuntimeError(
-                "Trying to stop recording a tape which is not recording. Its block has not begun, is over, "
-                "or gradient() ended it (GradientTape(persistent=True) records on)"
-            )
-        place = active.tapes.index(self)
-        active.tapes.remove(self)
-        try:
-            yield
-        finally:
-            if self not in active.tapes:
-                active.tapes.insert(place, self)
-
-    def reset(self) -> None:
-        """Forget everything recorded and watched so far, inside the tape's block.
-
-        Raises:
-            ValueError: the tape isn't recording.
-        """
-        if self not in active.tapes:
-            raise ValueError("Tape is not recording. Call reset() inside the tape's `with` block")
-        self._forget()
 
     def gradient(
         self,
@@ -155,8 +60,8 @@ class GradientTape:
             aggregation_method: how contributions of several paths are added; see `AggregationMethod`.
 
         Returns:
-            Arrays, IndexedSlices or None, nested like `sources`; None for sources of integers. Tensors
-            where an open tape watches what they depend on.
+            Arrays, IndexedSlices or None, nested like `sources`; None for sources of integers and for
+            those that this tape doesn't watch. Tensors where an open tape watches what they depend on.
 
         Raises:
             RuntimeError: second call on a tape that is not persistent.
@@ -182,7 +87,8 @@ class GradientTape:
         """Yield `(gradient, variable)` at the moment the gradient is final; runs backward on demand.
 
         The gradient of a variable in an arena is written into the arena (`variable.gradient`), and is
-        that view. Variables that the target does not depend on come last, with None. Gradients are arrays
+        that view. Variables that the target does not depend on, or that the tape doesn't watch, come last,
+        with None. Gradients are arrays
         or IndexedSlices, also while another tape is open; use `gradient` for second derivatives.
 
         Args:
@@ -231,11 +137,13 @@ class GradientTape:
         """
         zero = wants_zeros(unconnected_gradients)
         wanted = [leaf for leaf in leaves(sources) if leaf is not None]
-        self._check(wanted)
-        self._close()
-        found = jacobians.jacobian(target, wanted, Walk(self))
+        _check(wanted)
+        self._take()
+        followed = [source for source in wanted if self.differentiates_by(source)]
+        found = jacobians.jacobian(target, followed, Walk(self))
         values = (
-            None if x is None else jacobians.or_zeros(found[id(x)], target, x, zero) for x in leaves(sources)
+            None if x is None else jacobians.or_zeros(found.get(id(x)), target, x, zero)
+            for x in leaves(sources)
         )
         return rebuilt(sources, values)
 
@@ -270,10 +178,11 @@ class GradientTape:
         Cost: one backward pass for each element that `target` has per example.
         """
         zero = wants_zeros(unconnected_gradients)
-        self._check([source])
+        _check([source])
         jacobians.check_batch(target, source)
-        self._close()
-        found = jacobians.batch_jacobian(target, source, Walk(self))
+        self._take()
+        watched = self.differentiates_by(source)
+        found = jacobians.batch_jacobian(target, source, Walk(self)) if watched else None
         return jacobians.or_zeros(found, target, source, zero, batch=True)
 
     def _walk(self, **how: Any) -> Walk:
@@ -290,40 +199,28 @@ class GradientTape:
                     "a target is None, perhaps an unconnected gradient; "
                     'ask for it with unconnected_gradients="zero", or leave it out'
                 )
-        self._check(sources)
+        _check(sources)
         upstreams = _upstreams(targets, output_gradients)
-        self._close()
-        return backward(targets, sources, upstreams, walk)
+        self._take()
+        followed = [source for source in sources if self.differentiates_by(source)]
+        others = {id(source): source for source in sources if not self.differentiates_by(source)}
+        unconnected = ((None, source) for source in others.values())
+        return itertools.chain(backward(targets, followed, upstreams, walk), unconnected)
 
-    def _check(self, sources: list[Any]) -> None:
-        for source in sources:
-            if not isinstance(source, Operand):
-                raise TypeError(
-                    f"gradients are taken by Variables and Tensors, got {type(source).__name__}; "
-                    "wrap an array in Tensor, and watch it before it is used"
-                )
-        if self._used and not self._persistent:
-            raise RuntimeError(
-                "A non-persistent GradientTape can only be used to compute one set of gradients (or "
-                "jacobians); make it with GradientTape(persistent=True)"
+
+def _check(sources: list[Any]) -> None:
+    for source in sources:
+        if not isinstance(source, Operand):
+            raise TypeError(
+                f"gradients are taken by Variables and Tensors, got {type(source).__name__}; "
+                "wrap an array in Tensor, and watch it before it is used"
             )
-
-    def _close(self) -> None:
-        if self in active.tapes and not self._persistent:
-            active.tapes.remove(self)  # what follows inside the block can't be asked of it any more
-        self._used = True
-
-    def _forget(self) -> None:
-        self._watched.clear()
-        self._accessed.clear()
-        self._used = False
-        self._since = next_sequence()
 
 
 def _upstreams(targets: list[Any], given: Any) -> list[Any] | None:
     if given is None:
         return None
-    upstreams = [leaf for leaf in leaves(given)]
+    upstreams = list(leaves(given))
     if len(upstreams) != len(targets):
         raise ValueError(
             f"there are {len(targets)} targets, so as many output_gradients are expected, "

@@ -88,10 +88,12 @@ def _dense(gradient: Any) -> Any:
 
 def _stacked(rows: list[Any], shape: tuple[int, ...], source: Any, axis: int = 0) -> Any:
     """Return rows joined in one array, zeros for those that are None; None if all are."""
+    xp = namespace(source.value)
+    if not rows:
+        return xp.zeros(shape, source.dtype)
     given = [row for row in rows if row is not None]
     if not given:
         return None
-    xp = namespace(source.value)
     zeros = xp.zeros(np.shape(given[0]), source.dtype)
     filled = [zeros if row is None else row for row in rows]
     if any(isinstance(row, Tensor) for row in filled):

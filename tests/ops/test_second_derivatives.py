@@ -8,7 +8,7 @@ from distopt import ops
 from distopt.ops.composed_stages import composed_stage
 from distopt.ops.kernels.pooling import MaxPool
 from distopt.regularizers import Regularizer, l1_regularizer, l2_regularizer, sum_regularizer
-from distopt.tape import GradientTape, Tensor, gradients, primitive, primitives
+from distopt.tape import GradientTape, Tensor, primitive, primitives
 from distopt.variables import IndexedSlices, Variable, value_of
 
 _ALL = [
@@ -101,20 +101,6 @@ def test_all_derivatives_of_a_power_are_finite_at_zero(power):
     assert found == ([0.0, 2.0, 0.0] if power == 2 else [0.0, 0.0, 6.0])
 
 
-def test_third_derivative_through_three_tapes():
-    x = Variable(np.array(0.7))
-    with GradientTape() as third:
-        with GradientTape() as second:
-            with GradientTape() as first:
-                y = ops.tanh(x)
-            dy = first.gradient(y, x)
-        d2y = second.gradient(dy, x)
-    t = np.tanh(0.7)
-    assert float(d2y) == pytest.approx(-2 * t * (1 - t**2), rel=1e-12)
-    expected = (1 - t**2) * (6 * t**2 - 2)
-    assert float(third.gradient(d2y, x)) == pytest.approx(expected, rel=1e-12)
-
-
 def test_one_operand_in_two_places_of_a_composed_primitive():
     x = Variable(np.array([[1.0, 2.0], [3.0, 4.0]]))
     with GradientTape() as outer:
@@ -124,69 +110,6 @@ def test_one_operand_in_two_places_of_a_composed_primitive():
     # y = sum of x @ x, so dy/dx[i, j] = sum of row j + sum of column i, and the sum of that is 4 sum(x).
     assert value_of(dy).tolist() == [[7.0, 11.0], [9.0, 13.0]]
     assert outer.gradient(dy, x).tolist() == [[4.0, 4.0], [4.0, 4.0]]
-
-
-def test_gradient_of_a_gradient_with_the_function():
-    x, y = Variable(3.0), Variable(2.0)
-    with GradientTape():
-        z = x * x * y
-        by_x, by_y = gradients(z, [x, y])
-        assert [float(g) for g in gradients(by_x, [x, y])] == [4.0, 6.0]
-        assert [g if g is None else float(g) for g in gradients(by_y, [x, y])] == [6.0, None]
-        assert float(gradients(gradients(gradients(z, x), x), y)[0]) == 2.0
-
-
-def test_upstream_gradients_can_be_differentiated_by():
-    # Forward mode by two backward passes: d/du of (u times the gradient) is the directional derivative.
-    x = Variable(np.array([1.0, 2.0]))
-    u = Tensor(np.zeros(2))
-    with GradientTape() as outer:
-        outer.watch(u)
-        with GradientTape() as inner:
-            y = x * x * x
-        pulled = inner.gradient(y, x, output_gradients=u)
-    assert outer.gradient(pulled, u, output_gradients=np.array([1.0, 10.0])).tolist() == [3.0, 120.0]
-
-
-def test_second_derivative_of_gathered_rows_is_sparse():
-    table = Variable(np.array([[1.0], [2.0], [3.0]]))
-    with GradientTape() as outer:
-        with GradientTape() as inner:
-            rows = ops.gather(table, indices=np.array([2, 0, 2]))
-            loss = ops.reduce_sum(rows * rows * rows)
-        first = inner.gradient(loss, table)
-        penalty = ops.reduce_sum(first.values * first.values)
-    assert isinstance(first, IndexedSlices)
-    assert isinstance(first.values, Tensor)
-    assert first.to_dense().numpy().tolist() == [[3.0], [0.0], [54.0]]
-    # Each row's first derivative is 3 t**2; the penalty 9 t**4 has the derivative 36 t**3.
-    second = outer.gradient(penalty, table)
-    assert isinstance(second, IndexedSlices)
-    assert second.to_dense().tolist() == [[36.0], [0.0], [2 * 36 * 27.0]]
-
-
-def test_summed_rows_of_a_recorded_gradient_stay_differentiable():
-    table = Variable(np.array([[1.0], [2.0]]))
-    with GradientTape() as outer:
-        with GradientTape() as inner:
-            loss = ops.reduce_sum(ops.square(ops.gather(table, indices=np.array([1, 1]))))
-        once = inner.gradient(loss, table).deduplicated()
-        total = ops.reduce_sum(once.values * once.values)
-    assert once.indices.tolist() == [1]
-    # The row's gradient is 4 t, its square 16 t**2, and the derivative of that 32 t.
-    assert outer.gradient(total, table).to_dense().tolist() == [[0.0], [64.0]]
-
-
-def test_a_dense_and_a_sparse_use_have_a_second_derivative():
-    table = Variable(np.array([[1.0], [2.0]]))
-    with GradientTape() as outer:
-        with GradientTape() as inner:
-            loss = ops.reduce_sum(table**3) + ops.reduce_sum(ops.gather(table, indices=np.array([1, 1])) ** 2)
-        first = inner.gradient(loss, table)
-    assert value_of(first).tolist() == [[3.0], [12.0 + 8.0]]
-    second = outer.gradient(first, table)
-    dense = second.to_dense() if isinstance(second, IndexedSlices) else second
-    assert dense.tolist() == [[6.0], [12.0 + 4.0]]
 
 
 def test_second_derivative_of_a_sum_of_regularizers():
