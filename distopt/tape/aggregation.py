@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from distopt.variables import IndexedSlices, Operand, add_gradients, concatenated
 
-__all__ = ["AggregationMethod", "Total", "total_kind"]
+__all__ = ["AggregationMethod", "Sums", "checked_method"]
 
 
 class AggregationMethod:
@@ -30,16 +30,41 @@ class AggregationMethod:
     EXPERIMENTAL_ACCUMULATE_N = 2
 
 
-class Total(Protocol):
-    """The contributions to one gradient so far. None of them is changed: others may share them."""
+class Sums:
+    """Gradients by key, each the sum of its contributions. No contribution is changed: others may share it.
 
-    def add(self, contribution: Any) -> None:
+    Args:
+        aggregation_method: how they are added; None is the default.
+
+    Raises:
+        ValueError: it is none of `AggregationMethod`.
+    """
+
+    __slots__ = ("_kind", "_parts")
+
+    def __init__(self, aggregation_method: int | None = None) -> None:
+        self._kind = _KINDS[checked_method(aggregation_method)]
+        # The first contribution itself: most have no second.
+        self._parts: dict[int, Any] = {}
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._parts
+
+    def add(self, key: int, contribution: Any) -> None:
         """Take in an array, a Tensor or IndexedSlices."""
-        ...
+        if key not in self._parts:
+            self._parts[key] = contribution
+            return
+        total = self._parts[key]
+        if type(total) is self._kind:
+            total.add(contribution)
+        else:
+            self._parts[key] = self._kind(total, contribution)
 
-    def result(self) -> Any:
-        """Return the sum; the only contribution itself where there was one. Called once, at the end."""
-        ...
+    def pop(self, key: int) -> Any:
+        """Return a sum, the only contribution itself where there was one, or None; and forget it."""
+        total = self._parts.pop(key, None)
+        return total.result() if type(total) is self._kind else total
 
 
 class _AddN:
@@ -47,47 +72,40 @@ class _AddN:
 
     __slots__ = ("_parts",)
 
-    def __init__(self) -> None:
-        self._parts: list[Any] = []
+    def __init__(self, first: Any, second: Any) -> None:
+        self._parts = [first, second]
 
     def add(self, contribution: Any) -> None:
         self._parts.append(contribution)
 
     def result(self) -> Any:
         parts = self._parts
+        slices = 0
+        while slices < len(parts) and isinstance(parts[slices], IndexedSlices):
+            slices += 1
+        if slices > 1:
+            parts = [concatenated(parts[:slices]), *parts[slices:]]
         if len(parts) == 1:
             return parts[0]
-        leading = 0
-        while leading < len(parts) and isinstance(parts[leading], IndexedSlices):
-            leading += 1
-        total = _Accumulated()
-        total.add(concatenated(parts[:leading]) if leading > 1 else parts[0])
-        for part in parts[max(1, leading) :]:
-            total.add(part)
-        return total.result()
+        total = _sum(parts[0], parts[1])
+        for part in parts[2:]:
+            total = _grown(total, part)
+        return total
 
 
 class _Accumulated:
-    """Adds each contribution as it comes; from the second on the sum has memory of its own."""
+    """Adds each contribution as it comes."""
 
-    __slots__ = ("_owned", "_value")
+    __slots__ = ("_total",)
 
-    def __init__(self) -> None:
-        self._value: Any = None
-        self._owned = False
+    def __init__(self, first: Any, second: Any) -> None:
+        self._total = _sum(first, second)
 
     def add(self, contribution: Any) -> None:
-        if self._value is None:
-            self._value = contribution
-            return
-        if self._owned and _adds_in_place(self._value, contribution):
-            self._value += contribution
-            return
-        self._value = _sum(self._value, contribution)
-        self._owned = True
+        self._total = _grown(self._total, contribution)
 
     def result(self) -> Any:
-        return self._value
+        return self._total
 
 
 class _Tree:
@@ -95,9 +113,9 @@ class _Tree:
 
     __slots__ = ("_heights", "_sums")
 
-    def __init__(self) -> None:
-        self._sums: list[Any] = []
-        self._heights: list[int] = []
+    def __init__(self, first: Any, second: Any) -> None:
+        self._sums: list[Any] = [_sum(first, second)]
+        self._heights = [1]
 
     def add(self, contribution: Any) -> None:
         self._sums.append(contribution)
@@ -116,15 +134,15 @@ class _Tree:
         self._heights[-2:] = [self._heights[-2] + 1]
 
 
-_KINDS: dict[int, type[Total]] = {
+_KINDS: dict[int, type[_AddN | _Tree | _Accumulated]] = {
     AggregationMethod.ADD_N: _AddN,
     AggregationMethod.EXPERIMENTAL_TREE: _Tree,
     AggregationMethod.EXPERIMENTAL_ACCUMULATE_N: _Accumulated,
 }
 
 
-def total_kind(aggregation_method: int | None) -> type[Total]:
-    """Return what adds by a method; None is the default one.
+def checked_method(aggregation_method: int | None) -> int:
+    """Return a method; None is the default one.
 
     Raises:
         ValueError: it is none of `AggregationMethod`.
@@ -135,15 +153,21 @@ def total_kind(aggregation_method: int | None) -> type[Total]:
             f"Invalid aggregation_method specified: {aggregation_method!r}. Give one of AggregationMethod's "
             "ADD_N (0), EXPERIMENTAL_TREE (1) and EXPERIMENTAL_ACCUMULATE_N (2), or None"
         )
-    return _KINDS[method]
+    return method
 
 
 def _sum(left: Any, right: Any) -> Any:
+    """Return the sum in memory of its own."""
     if isinstance(left, IndexedSlices) or isinstance(right, IndexedSlices):
         return add_gradients(left, right)
     return left + right
 
 
-def _adds_in_place(total: Any, contribution: Any) -> bool:
-    arrays = not isinstance(total, IndexedSlices | Operand)
-    return arrays and not isinstance(contribution, IndexedSlices | Operand) and bool(np.shape(total))
+def _grown(total: Any, part: Any) -> Any:
+    """Return the sum, in the memory of `total` where it is an array."""
+    if isinstance(total, IndexedSlices | Operand) or isinstance(part, IndexedSlices | Operand):
+        return _sum(total, part)
+    if np.shape(total):
+        total += part
+        return total
+    return total + part

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distopt.backend import Array, namespace
-from distopt.tape.aggregation import Total, total_kind
+from distopt.tape.aggregation import Sums
 from distopt.tape.gates import GATE_GRAPH, GATE_NONE, GATE_OP
 from distopt.tape.record import Node, Recorder, Tensor, active
 from distopt.tape.second_order import gradients_as_tensors, is_watched
@@ -66,13 +66,14 @@ def _gradients(
     # Nobody watches what is written into an arena, and nobody can watch where no tape is open.
     watchable = bool(active.tapes) and not walk.into_arena
     outputs = _outputs(nodes, ends) if watchable else {}
-    new_total = total_kind(walk.aggregation_method)
-    sums: dict[int, Total] = {}
+    sums = Sums(walk.aggregation_method)
 
     for target, upstream in ends:
         for key in _keys(target, wanted):
-            sums.setdefault(key, new_total()).add(upstream)
+            sums.add(key, upstream)
 
+    at_once = walk.gate == GATE_NONE
+    opened: list[tuple[Any, Any]] = []
     emitted: set[int] = set()
     for key, source in wanted.items():
         if uses.get(key, 0) == 0 and key in sums:
@@ -80,7 +81,7 @@ def _gradients(
             yield _final(sums.pop(key), source, walk), source
 
     for node, relevant in nodes:
-        total = sums.pop(id(node), None)
+        upstream = sums.pop(id(node))
         context = node.context
         if context is None:
             raise RuntimeError(
@@ -88,8 +89,7 @@ def _gradients(
                 "use GradientTape(persistent=True)"
             )
         results: Sequence[Any] = (None,) * len(node.inputs)
-        if total is not None:
-            upstream = total.result()
+        if upstream is not None:
             if isinstance(upstream, IndexedSlices) and not node.primitive.takes_slices:
                 upstream = upstream.to_dense()
             context.is_last = walk.release and len(node.tapes) == 1
@@ -103,26 +103,27 @@ def _gradients(
                     raise RuntimeError(f"primitive {node.primitive.name!r} has no gradient")
                 results = vjp(context, value_of(upstream) if watchable else upstream)
                 context.destinations = ()
-        opened: list[tuple[Any, Any]] = []
+        opened.clear()
         for operand, needed, result in zip(node.inputs, relevant, results, strict=True):
             if not needed:
                 continue
             for key in _keys(operand, wanted):
                 if result is not None:
-                    sums.setdefault(key, new_total()).add(result)
+                    sums.add(key, result)
                 if key not in wanted:
                     continue
                 uses[key] -= 1
                 if uses[key] == 0:
                     emitted.add(key)
-                    final = _final(sums.pop(key, None), operand, walk), operand
-                    if walk.gate == GATE_NONE:
+                    final = _final(sums.pop(key), operand, walk), operand
+                    if at_once:
                         yield final
                     else:
                         opened.append(final)
         if context.is_last:
             node.context = None
-        yield from opened
+        if opened:
+            yield from opened
 
     for key, source in wanted.items():
         if key not in emitted:
@@ -177,6 +178,8 @@ def _plan(
         relevant = tuple(_leads(operand, wanted, leads, stops) for operand in node.inputs)
         if not any(relevant):
             continue
+        if node.context is not None and node.context.output.dtype.kind not in "fcV":
+            continue  # no gradient flows through integers
         leads.add(id(node))
         plan.append((node, relevant))
         for operand in node.inputs:
@@ -189,7 +192,7 @@ def _leads(operand: Any, wanted: dict[int, Any], leads: set[int], stops: Collect
     """Tell whether a gradient has to flow into `operand`."""
     if id(operand) in wanted:
         return operand.dtype.kind in "fV"
-    if not isinstance(operand, Tensor) or id(operand) in stops or operand.dtype.kind not in "fcV":
+    if not isinstance(operand, Tensor) or id(operand) in stops:
         return False
     return operand.node is not None and id(operand.node) in leads
 
@@ -206,7 +209,7 @@ def _destinations(
     node: Node,
     relevant: tuple[bool, ...],
     wanted: dict[int, Any],
-    sums: dict[int, Total],
+    sums: Sums,
     walk: Walk,
 ) -> tuple[Array | None, ...]:
     """Return where each gradient may be written straight into the arena: first contributions only."""
@@ -222,10 +225,9 @@ def _destinations(
     return tuple(found)
 
 
-def _final(total: Total | None, source: Any, walk: Walk) -> Any:
-    if total is None:
+def _final(gradient: Any, source: Any, walk: Walk) -> Any:
+    if gradient is None:
         return None
-    gradient = total.result()
     destination = source.gradient if walk.into_arena and isinstance(source, Variable) else None
     if isinstance(gradient, IndexedSlices):
         if destination is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from distopt.tape import jacobians
-from distopt.tape.aggregation import total_kind
+from distopt.tape.aggregation import checked_method
 from distopt.tape.backward import Walk, backward
 from distopt.tape.gates import GATE_OP, checked_gate
 from distopt.tape.nested import leaves, rebuilt
@@ -186,7 +186,7 @@ class GradientTape(Recording):
         return jacobians.or_zeros(found, target, source, zero, batch=True)
 
     def _walk(self, **how: Any) -> Walk:
-        total_kind(how["aggregation_method"])  # an unknown method is an error even where nothing is added
+        checked_method(how["aggregation_method"])  # an unknown method is an error even where nothing is added
         return Walk(self, release=not self._persistent, **how)
 
     def _start(

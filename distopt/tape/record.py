@@ -207,8 +207,9 @@ class Primitive:
 
     def alike(self, *inputs: Any, **options: Any) -> Any:
         """Compute; arrays give an array, Tensors and Variables a Tensor."""
-        result = self(*inputs, **options)
-        return result if any(isinstance(i, Operand) for i in inputs) else result.value
+        if any(isinstance(i, Operand) for i in inputs):
+            return self(*inputs, **options)
+        return self._forward(Context(inputs, options, (False,) * len(inputs)), *inputs, **options)
 
     def __call__(self, *inputs: Any, **options: Any) -> Tensor:
         """Compute on Tensors, Variables, arrays and numbers; leave a node on the tapes that watch them."""

@@ -74,7 +74,8 @@ class Recording:
                 return True
             return id(operand) in self._watched
         if isinstance(operand, Tensor):
-            recorded = operand.node is not None and self.holds(operand.node)
+            node = operand.node  # what follows is holds(node), without the call: this runs for every operand
+            recorded = node is not None and self in node.tapes and node.sequence >= self._since
             return recorded or id(operand) in self._watched
         return False
 

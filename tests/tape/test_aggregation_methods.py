@@ -5,7 +5,7 @@ import pytest
 
 from distopt import ops
 from distopt.tape import AggregationMethod, GradientTape, Tensor, gradients
-from distopt.tape.aggregation import total_kind
+from distopt.tape.aggregation import Sums
 from distopt.variables import IndexedSlices, Variable
 
 _METHODS = [
@@ -76,13 +76,13 @@ class _Counted(np.ndarray):
     ],
 )
 def test_contributions_are_added_when_the_method_says(method, added_at):
-    total, seen = total_kind(method)(), []
+    sums, seen = Sums(method), []
     _Counted.additions = 0
     for value in (1.0, 2.0, 3.0, 4.0):
-        total.add(np.full(2, value).view(_Counted))
+        sums.add(7, np.full(2, value).view(_Counted))
         seen.append(_Counted.additions)
     assert seen == added_at
-    assert total.result().tolist() == [10.0, 10.0]
+    assert sums.pop(7).tolist() == [10.0, 10.0]
     assert _Counted.additions == 3
 
 
@@ -90,10 +90,10 @@ def test_contributions_are_added_when_the_method_says(method, added_at):
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
 def test_contributions_are_left_as_they_are(method, count):
     parts = [np.full(2, 1.0 + number) for number in range(count)]
-    total = total_kind(method)()
+    sums = Sums(method)
     for part in parts:
-        total.add(part)
-    assert total.result().tolist() == [count * (count + 1) / 2] * 2
+        sums.add(7, part)
+    assert sums.pop(7).tolist() == [count * (count + 1) / 2] * 2
     assert [part[0] for part in parts] == [1.0 + number for number in range(count)]
 
 
