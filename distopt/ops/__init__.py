@@ -43,7 +43,19 @@ from distopt.ops.neural import average_pool, chain, conv2d, local_response_norma
 from distopt.ops.nn import add_n, bias_add
 from distopt.ops.normalization import Moments, batch_moments, batch_normalization, normalize
 from distopt.ops.reductions import l2_loss, reduce_mean, reduce_sum, regularization_loss
-from distopt.ops.shaping import concat, gather, identity, reshape, slice_of, stop_gradient, transpose
+from distopt.ops.selection import where
+from distopt.ops.shaping import (
+    broadcast_to,
+    concat,
+    gather,
+    identity,
+    reshape,
+    scatter_rows,
+    scatter_slice,
+    slice_of,
+    stop_gradient,
+    transpose,
+)
 
 __all__ = [
     "Moments",
@@ -54,6 +66,7 @@ __all__ = [
     "batch_moments",
     "batch_normalization",
     "bias_add",
+    "broadcast_to",
     "cast",
     "chain",
     "concat",
@@ -89,6 +102,8 @@ __all__ = [
     "relu6",
     "reshape",
     "selu",
+    "scatter_rows",
+    "scatter_slice",
     "sigmoid",
     "sigmoid_cross_entropy",
     "slice_of",
@@ -104,4 +119,5 @@ __all__ = [
     "tanh",
     "transpose",
     "warn_of_mean_of_means",
+    "where",
 ]

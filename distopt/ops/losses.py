@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 
 from distopt.backend import namespace
-from distopt.tape import Context, primitive
+from distopt.ops.arithmetic import exp, log, square
+from distopt.ops.reductions import reduce_sum
+from distopt.tape import Context, Tensor, primitive
+from distopt.variables import value_of
 
 __all__ = [
     "mean_squared_error",
@@ -68,6 +71,17 @@ def _(context: Context, upstream: Any) -> tuple[Any]:
         upstream = upstream[:, None]
     gradient *= upstream
     return (gradient,)
+
+
+@sparse_softmax_cross_entropy.composed
+def _(logits: Any, *, labels: Any, reduction: str = "sum") -> Tensor:
+    value = value_of(logits)
+    xp = namespace(value)
+    of_label = xp.arange(value.shape[1]) == xp.asarray(labels)[:, None]
+    # The largest logit only keeps exp from overflowing: as a constant it changes no derivative.
+    shifted = logits - value.max(axis=1, keepdims=True)
+    losses = log(reduce_sum(exp(shifted), axis=1)) - reduce_sum(shifted * of_label, axis=1)
+    return reduce_sum(losses) if reduction == "sum" else losses
 
 
 @primitive
@@ -171,3 +185,11 @@ def _(context: Context, upstream: Any) -> tuple[Any]:
     if context.options.get("reduction", "sum") == "none":
         upstream = upstream.reshape(-1, *(1,) * (difference.ndim - 1))
     return (difference * (upstream * difference.dtype.type(2 / features)),)
+
+
+@mean_squared_error.composed
+def _(predictions: Any, *, targets: Any, reduction: str = "sum") -> Tensor:
+    difference = predictions - targets
+    features = max(1, difference.size // max(1, len(difference)))
+    axes = None if reduction == "sum" else tuple(range(1, difference.ndim))
+    return reduce_sum(square(difference), axis=axes) / features
