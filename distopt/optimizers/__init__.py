@@ -1,32 +1,31 @@
 """Optimizers in the TensorFlow tradition: slots, one rule each, hyperparameters that can be schedules.
 
-Keras' names and numerics are here, TensorFlow 1's in `distopt.optimizers.tf1`, those of Keras 2.11 and
-later in `distopt.optimizers.keras_new`.
+Keras' names and numerics are here, TensorFlow 1's in `distopt.optimizers.tf1`, the names and signatures of
+tf.contrib.opt and TensorFlow Addons in `distopt.optimizers.contrib`.
 """
 
-from distopt.optimizers import keras_new, tf1
-from distopt.optimizers.adadelta import Adadelta
-from distopt.optimizers.adagrad import Adagrad
+from distopt.optimizers import contrib, tf1
 from distopt.optimizers.adam import Adam
-from distopt.optimizers.adamax import Adamax
 from distopt.optimizers.averages import ExponentialMovingAverage
-from distopt.optimizers.ftrl import Ftrl
 from distopt.optimizers.gradient_descent import SGD
-from distopt.optimizers.nadam import Nadam
+from distopt.optimizers.lamb import LAMB
+from distopt.optimizers.lars import LARS
+from distopt.optimizers.lazy_adam import LazyAdam
+from distopt.optimizers.lion import Lion
 from distopt.optimizers.optimizer import Optimizer
-from distopt.optimizers.rmsprop import RMSprop
+from distopt.optimizers.weight_decay import SGDW, AdamW
 
 __all__ = [
+    "LAMB",
+    "LARS",
     "SGD",
-    "Adadelta",
-    "Adagrad",
+    "SGDW",
     "Adam",
-    "Adamax",
+    "AdamW",
     "ExponentialMovingAverage",
-    "Ftrl",
-    "Nadam",
+    "LazyAdam",
+    "Lion",
     "Optimizer",
-    "RMSprop",
-    "keras_new",
+    "contrib",
     "tf1",
 ]
