@@ -139,7 +139,8 @@ class L1L2(ElasticNet):
 
     def __init__(self, l1: float = 0.0, l2: float = 0.0) -> None:
         for name, factor in (("l1", l1), ("l2", l2)):
-            if isinstance(factor, bool) or not isinstance(factor, numbers.Real):
+            number = isinstance(factor, numbers.Real) and not isinstance(factor, bool)
+            if not number or not 0.0 <= factor < math.inf:
                 raise ValueError(
                     f"Value: {factor!r} is not a valid regularization penalty number; {name} must be a "
                     "finite number, 0 or more."

@@ -27,6 +27,7 @@ _LEVELS = {
     "optimizers": 5,
     "summaries": 5,
     "layers": 5,
+    "losses": 5,
     "data": 5,
     "testing": 5,
     "models": 6,

@@ -175,9 +175,9 @@ def test_keras_regularizers_tell_their_arguments():
         ("a", "'a' is not a valid regularization penalty number"),
         (None, "None is not a valid"),
         (True, "True is not a valid"),
-        (-0.5, "0 or more, got -"),
-        (float("nan"), "got nan"),
-        (float("inf"), "got inf"),
+        (-0.5, "Value: -0.5 is not a valid"),
+        (float("nan"), "Value: nan is not a valid"),
+        (float("inf"), "Value: inf is not a valid"),
     ],
 )
 def test_wrong_factors_of_keras_regularizers_are_refused(make, factor, message):

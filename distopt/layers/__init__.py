@@ -31,6 +31,7 @@ from distopt.layers.losses import (
     get_losses,
     get_regularization_loss,
     get_total_loss,
+    regularization_tensors,
 )
 from distopt.layers.normalization import BatchNormalization, batch_norm, batch_normalization
 from distopt.layers.pooling import (
@@ -81,5 +82,6 @@ __all__ = [
     "global_average_pool",
     "local_response_normalization",
     "max_pool2d",
+    "regularization_tensors",
     "sequence",
 ]

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from distopt import ops
+from distopt.backend import current_device, device_of
 from distopt.regularizers import Regularizer, no_regularizer
 from distopt.scopes import GraphKeys, RegularizationLoss, add_to_collections, get_collection
 from distopt.tape import Tensor
+from distopt.variables import Operand
 
 __all__ = [
     "add_loss",
@@ -69,7 +69,7 @@ def get_regularization_loss(scope: str | None = None, name: str = "total_regular
         name: of the result.
     """
     losses = regularization_tensors(scope)
-    return ops.add_n(losses, name=name) if losses else ops.identity(np.zeros((), np.float32), name=name)
+    return ops.add_n(losses, name=name) if losses else ops.identity(current_device().zeros(()), name=name)
 
 
 def get_total_loss(
@@ -122,14 +122,17 @@ def apply_regularization(
 def _penalty(regularizer: Any, weight: Any) -> Tensor:
     if isinstance(regularizer, Regularizer):
         if regularizer is no_regularizer:
-            return ops.identity(np.zeros((), weight.dtype))
+            return _constant(0.0, weight)
         return ops.regularization_loss(weight, regularizer=regularizer)
     found = regularizer(weight)
-    if found is None:
-        return ops.identity(np.zeros((), weight.dtype))
-    penalty = found if isinstance(found, Tensor) else ops.identity(np.asarray(found, weight.dtype))
+    penalty = found if isinstance(found, Tensor) else _constant(0.0 if found is None else found, weight)
     if penalty.ndim != 0:
         raise ValueError(
             f"regularizer must return a scalar Tensor instead of a Tensor with rank {penalty.ndim}."
         )
     return penalty
+
+
+def _constant(value: Any, weight: Operand) -> Tensor:
+    """Return a number as a Tensor of the weight's dtype, where the weight is."""
+    return ops.identity(device_of(weight.value).asarray(value, weight.value.dtype))

@@ -53,7 +53,8 @@ class BatchNormalization(Layer):
             None does what TensorFlow does: for images [N, H, W, C], which its fused kernel computes, but
             not for matrices.
         communicator: whose ranks' batches are taken as one. Every rank must call the layer then, and go
-            back through it, with or without examples.
+            back through it, with or without examples, the same number of times. (Of several replicas on
+            a rank, each is normalized with those in its place on the other ranks.)
         name: of the layer.
 
     Raises:

@@ -205,7 +205,7 @@ class NoisyLinearCosineDecay(LearningRateSchedule):
         seed: any integer in [0, 2**64).
 
     Raises:
-        ValueError: an argument is negative, or `decay_steps` is not positive.
+        ValueError: an argument is negative, `decay_steps` is not positive, or `seed` is out of range.
 
     Source: Bello et al., "Neural Optimizer Search with Reinforcement Learning", 2017,
     https://arxiv.org/abs/1709.07417.
@@ -229,7 +229,8 @@ class NoisyLinearCosineDecay(LearningRateSchedule):
         check_rate("num_periods", self.num_periods)
         check_rate("alpha", self.alpha)
         check_rate("beta", self.beta)
-        check_rate("seed", self.seed)
+        if not 0 <= self.seed < 1 << 64:
+            raise ValueError(f"seed must be in [0, 2**64), got {self.seed}.")
 
     def __call__(self, step: SupportsFloat) -> float:
         """Return the learning rate at `step`."""

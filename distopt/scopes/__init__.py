@@ -32,6 +32,7 @@ from distopt.scopes.graph import (
     GraphKeys,
     add_to_collection,
     add_to_collections,
+    ensure_step,
     get_collection,
     get_collection_ref,
     get_default_graph,
@@ -55,6 +56,7 @@ from distopt.scopes.sharing import (
 from distopt.scopes.steps import Step
 from distopt.scopes.variable_scopes import (
     VariableScope,
+    get_local_variable,
     get_variable,
     get_variable_scope,
     variable_scope,
@@ -78,10 +80,12 @@ __all__ = [
     "control_dependencies",
     "create_global_step",
     "current_arg_scope",
+    "ensure_step",
     "get_collection",
     "get_collection_ref",
     "get_default_graph",
     "get_global_step",
+    "get_local_variable",
     "get_name_scope",
     "get_or_create_global_step",
     "get_regularization_losses",

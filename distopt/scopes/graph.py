@@ -31,6 +31,7 @@ __all__ = [
     "GraphKeys",
     "add_to_collection",
     "add_to_collections",
+    "ensure_step",
     "get_collection",
     "get_collection_ref",
     "get_default_graph",
@@ -287,6 +288,12 @@ def reset_default_graph(seed: int = 0) -> None:
 def step(number: int | None = None, first_example: int = 0) -> contextlib.AbstractContextManager[Step]:
     """Run a model's code, in the default graph, as if it built the model; see `Graph.step`."""
     return get_default_graph().step(number, first_example)
+
+
+def ensure_step() -> contextlib.AbstractContextManager[Step]:
+    """Open a step of the default graph unless one is open, for code that may run in a step or alone."""
+    graph = get_default_graph()
+    return graph.step() if graph.open_step is None else contextlib.nullcontext(graph.open_step)
 
 
 def add_to_collection(name: str, value: Any) -> None:

@@ -3,6 +3,7 @@
 They see global gradients, the same bits on every rank, so clipping is that of the whole batch, and the
 noise of all ranks is the same.
 
+    >>> import numpy as np
     >>> pairs = [(np.array([3.0, 4.0]), None), (None, None)]
     >>> clip_by_norm(pairs, 1.0)
     [(array([0.6, 0.8]), None), (None, None)]

@@ -14,6 +14,7 @@ __all__ = ["Chain"]
 class Chain:
     """Apply transforms one after another, the first one first.
 
+        >>> import numpy as np
         >>> halve = lambda pairs: [(gradient * 0.5, variable) for gradient, variable in pairs]
         >>> Chain([halve, halve])([(np.array([4.0]), None)])
         [(array([1.]), None)]

@@ -1,5 +1,6 @@
 """The three clips, with Keras' names and TensorFlow's results for NaN, infinite and zero gradients.
 
+    >>> import numpy as np
     >>> pairs = [(np.array([3.0, 4.0]), None), (None, None)]
     >>> clip_by_norm(pairs, 1.0)
     [(array([0.6, 0.8]), None), (None, None)]

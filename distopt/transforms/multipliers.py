@@ -23,8 +23,8 @@ class GradientMultipliers:
 
     Args:
         multipliers: variable or name -> factor: a number, a Variable, an array that broadcasts to the
-            gradient (a mask, for instance), or a callable without arguments that gives one of these,
-            read at every call.
+            gradient (a mask, for instance; with slices, to the rows that are listed), or a callable without
+            arguments that gives one of these, read at every call.
 
     Raises:
         TypeError: `multipliers` is no mapping, or a key is neither a variable nor a name.

@@ -11,7 +11,7 @@ import numpy as np
 from distopt import counter_random
 from distopt.backend import Array, Device, device_of, namespace
 from distopt.schedules import LearningRateSchedule
-from distopt.transforms.pairs import Gradient, Pair, changed
+from distopt.transforms.pairs import Gradient, Pair, changed, stored
 from distopt.variables import IndexedSlices, Operand, Variable
 
 __all__ = ["GradientNoise", "truncated_normal"]
@@ -113,9 +113,8 @@ class GradientNoise:
 
         def added(array: Array, out: Array | None) -> Array:
             # In C order, so that an element's number doesn't depend on how the array lies.
-            result = np.empty(0) if out is None else out
-            if out is None or not out.flags.c_contiguous:
-                result = namespace(array).array(array, order="C")
+            contiguous = out is not None and out.flags.c_contiguous
+            result: Array = array if contiguous else namespace(array).array(array, order="C")
             flat = result.reshape(-1)
             pieces = 1 if namespace(flat) is np else -(-flat.size // _PIECE)  # a GPU takes all at once
             for start in range(0, flat.size, max(1, pieces) * _PIECE):
@@ -126,10 +125,7 @@ class GradientNoise:
                 noise *= scale
                 noise += part
                 part[...] = noise.astype(part.dtype)
-            if out is not None and result is not out:
-                out[...] = result
-                return out
-            return result
+            return result if contiguous else stored(result, out)
 
         return changed(gradient, variable, added)
 

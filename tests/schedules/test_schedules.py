@@ -237,6 +237,7 @@ def test_a_serialised_schedule_with_other_keys_is_refused():
         (lambda: schedules.LinearCosineDecay(0.1, 10, num_periods=-1), "num_periods"),
         (lambda: schedules.NoisyLinearCosineDecay(0.1, 10, initial_variance=-1), "initial_variance"),
         (lambda: schedules.NoisyLinearCosineDecay(0.1, 10, variance_decay=-1), "variance_decay"),
+        (lambda: schedules.NoisyLinearCosineDecay(0.1, 10, seed=-1), "seed"),
         (lambda: schedules.LinearScaling(0.1, 0), "factor"),
         (lambda: schedules.LinearScaling(-0.1, 2), "schedule"),
         (lambda: schedules.gradual_warmup(-0.1, 8, 10), "schedule .* -0.1"),

@@ -234,3 +234,12 @@ def test_steps_cannot_be_nested_and_end_after_an_error(graph):
         assert scopes.get_collection("own") == []
     with graph.step(), Graph().step():  # another graph has steps of its own
         pass
+
+
+def test_ensure_step_opens_one_only_where_none_is_open(graph):
+    with scopes.ensure_step() as alone:
+        assert graph.open_step is alone
+        with scopes.ensure_step() as inner:
+            assert inner is alone
+        assert graph.open_step is alone
+    assert graph.open_step is None

@@ -58,6 +58,13 @@ def test_the_noise_of_an_element_does_not_depend_on_the_arrays_size():
     np.testing.assert_array_equal(long, whole.astype(np.float32))
 
 
+def test_variables_of_several_pieces_share_no_numbers():
+    pairs = GradientNoise(1.0, seed=3, step=0)(zeros(200_000, 200_000))
+    drawn = np.concatenate([gradient.astype(np.float64) for gradient, _ in pairs])
+    # 400,000 of 2**32 numbers, rounded to float32: chance repeats some hundreds, a shared piece 65,536.
+    assert np.unique(drawn).size > 390_000
+
+
 def test_steps_are_counted_in_a_variable_that_can_be_restored():
     noisy = GradientNoise(1.0, seed=4)
     first, second = (noisy(zeros(5))[0][0] for _ in range(2))
@@ -118,6 +125,15 @@ def test_a_gradient_in_the_arena_is_changed_in_place():
     ):
         assert gradient is variable.gradient
         np.testing.assert_array_equal(gradient, expected)
+
+
+def test_a_view_of_the_arena_in_another_order_is_changed_in_place():
+    variable = Variable(np.zeros((3, 2), np.float32), name="w")
+    Arena([variable])
+    view = variable.gradient.T
+    ((noisy, _),) = GradientNoise(1.0, seed=1)([(view, variable)])
+    assert noisy is view
+    np.testing.assert_array_equal(view, GradientNoise(1.0, seed=1)(zeros((2, 3)))[0][0])
 
 
 def test_the_layout_of_a_gradient_does_not_change_its_noise():
