@@ -141,22 +141,17 @@ class TrainOp:
 
     def _run(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> Array:
         steps, optimizer = self._steps, self.optimizer
-        examples = steps.examples(*arguments, **named) if callable(steps.examples) else steps.examples
-        loss, stream = self._recorded(arguments, named)
-        if steps.update_ops is None:
-            run_update_ops()
-        else:
-            with control_dependencies(steps.update_ops):
-                pass
-        if self._tags.learning_rate is not None and steps.rate is not None:
-            keep_summary(self._tags.learning_rate, "scalar", steps.rate())
-        own = optimizer.gradient_aggregator
-        pipeline = _Pipeline(self, own if steps.aggregator is None else steps.aggregator, loss)
-        before = optimizer.step
-        optimizer.gradient_aggregator = pipeline
+        own, before = optimizer.gradient_aggregator, optimizer.step
+        aggregator = own if steps.aggregator is None else steps.aggregator
         try:
+            optimizer.gradient_aggregator = aggregator
+            loss, stream = self._recorded(arguments, named)
+            self._run_update_ops()
+            if self._tags.learning_rate is not None and steps.rate is not None:
+                keep_summary(self._tags.learning_rate, "scalar", steps.rate())
+            optimizer.gradient_aggregator = pipeline = _Pipeline(self, aggregator, loss)
             with variable_scope(self._scope):
-                optimizer.apply_gradients(stream, examples=examples)
+                optimizer.apply_gradients(stream, examples=self._examples(arguments, named))
         finally:
             optimizer.gradient_aggregator = own
         if self._tags.loss is not None:
@@ -164,6 +159,17 @@ class TrainOp:
         if steps.counts and optimizer.step != before:  # a loss scale may have skipped the step
             steps.global_step.assign_add(1)
         return pipeline.loss
+
+    def _run_update_ops(self) -> None:
+        if self._steps.update_ops is None:
+            run_update_ops()
+        else:
+            with control_dependencies(self._steps.update_ops):
+                pass
+
+    def _examples(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> float | None:
+        given = self._steps.examples
+        return given(*arguments, **named) if callable(given) else given
 
     def _recorded(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Tensor, Iterable[Pair]]:
         """Compute the loss; return it and the stream of its gradients."""

@@ -702,3 +702,31 @@ def test_averaging_without_the_number_of_examples_is_an_error():
             train_op()
 
     world(2, run)
+
+
+def test_a_mean_of_means_gives_a_warning():
+    def run(ranks):
+        variable = Variable(np.ones(4, "f4"))
+        train_op = optimize_loss(
+            lambda: ops.reduce_mean(variable * variable),
+            None,
+            0.1,
+            "SGD",
+            gradient_aggregator=AllReduce(ranks, "sum"),
+        )
+        train_op()
+
+    with pytest.warns(UserWarning, match="the loss is a mean over this rank's examples"):
+        world(2, run)
+
+
+def test_a_step_that_fails_leaves_the_optimizer_its_own_aggregator():
+    optimizer = SGD(0.1, gradient_aggregator=list)
+    variable = Variable(1.0)
+
+    def fail(pairs):
+        raise OSError("cut off")
+
+    with pytest.raises(OSError, match="cut off"):
+        optimize_loss(lambda: abs(variable), None, None, optimizer, gradient_aggregator=fail)()
+    assert optimizer.gradient_aggregator is list
