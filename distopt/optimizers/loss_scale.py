@@ -12,6 +12,7 @@ from distopt.backend import Array, Device, namespace
 from distopt.optimizers import tf1
 from distopt.optimizers.optimizer import Optimizer
 from distopt.tape import GradientTape
+from distopt.transforms.pairs import values_of
 from distopt.variables import IndexedSlices, Variable
 
 __all__ = ["LossScaleOptimizer", "all_finite"]
@@ -117,7 +118,8 @@ class LossScaleOptimizer(Optimizer):
         """
         if callable(loss):
             return lambda: self.get_scaled_loss(loss())
-        return loss * np.asarray(self.loss_scale, loss.dtype)
+        with np.errstate(over="ignore"):  # a scale beyond float16 is infinite, and falls at the check
+            return loss * loss.dtype.type(self.loss_scale)
 
     def get_unscaled_gradients(self, grads: Iterable[Any]) -> list[Any]:
         """Return gradients divided by the scale; None stays None. What is given is not changed."""
@@ -323,8 +325,7 @@ def all_finite(pairs: Iterable[Pair]) -> bool:
     for gradient, _ in pairs:
         if gradient is None:
             continue
-        values = gradient.values if isinstance(gradient, IndexedSlices) else np.asanyarray(gradient)
-        found = _finite(values) & found
+        found = _finite(values_of(gradient)) & found
     return bool(found)
 
 
@@ -340,7 +341,7 @@ def _finite(values: Array) -> Any:
 def _times(gradient: Any, factor: float) -> Any:
     if isinstance(gradient, IndexedSlices):
         return IndexedSlices(_times(gradient.values, factor), gradient.indices, gradient.dense_shape)
-    return gradient * gradient.dtype.type(factor)
+    return gradient * values_of(gradient).dtype.type(factor)
 
 
 def _unscaled(gradient: Any, variable: Variable, factor: float) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -136,6 +137,29 @@ def test_all_finite_sees_one_wrong_element(dtype, wrong):
     if wrong is not None:
         values[[3, 500]] = wrong, -wrong  # inf - inf is still not finite
     assert all_finite([(None, None), (np.ones(2), None), (values, None)]) is (wrong is None)
+
+
+def test_gradients_may_be_numbers_and_bfloat16():
+    variable, optimizer = Variable(0.0), _make()
+    narrow = np.full(2, 8.0, ml_dtypes.bfloat16)
+    first, second = optimizer.get_unscaled_gradients([16.0, narrow])
+    assert (second.dtype, second.astype("f4").tolist()) == (ml_dtypes.bfloat16, [1.0, 1.0])
+    optimizer.apply_gradients([(first, variable)])
+    assert float(variable) == -1.0
+    optimizer.apply_gradients([(float("nan"), variable)])
+    assert (optimizer.loss_scale, optimizer.iterations) == (4.0, 1)
+    assert all_finite([(narrow, None)])
+    assert not all_finite([(narrow * np.inf, None)])
+
+
+def test_a_scale_beyond_float16_falls_until_it_fits():
+    variable = Variable(np.float16(1.0))
+    optimizer = LossScaleOptimizer(SGD(0.5), initial_scale=2.0**18)
+    with np.errstate(invalid="ignore"):
+        for _ in range(4):
+            optimizer.minimize(lambda: variable * np.float16(0.5), [variable])
+    assert (optimizer.loss_scale, optimizer.iterations) == (2.0**15, 1)
+    assert float(variable) == 0.75
 
 
 def test_an_overflow_leaves_slots_and_variables_alone():
