@@ -178,7 +178,8 @@ class LossScaleOptimizer(Optimizer):
 
     def apply(self, pairs: Sequence[Pair], values: Mapping[str, float] | None = None) -> None:
         """Update by global gradients, unless the check before found the step to be left out."""
-        if self._accepted:
+        accepted, self._accepted = self._accepted, True  # the finding was about this step only
+        if accepted:
             self.inner_optimizer.apply(pairs, values)
 
     def _adapt(self, finite: bool) -> None:

@@ -117,7 +117,8 @@ def optimize_loss(
         ValueError: no loss, or one that is not of rank 0; a learning rate that is negative or of another
             type; unknown summaries, optimizer, or clip; a decay function without a global step; no learning
             rate where the optimizer needs one; no variables.
-        TypeError: a global step that is not an integer scalar; a variable that is none.
+        TypeError: a global step that is not an integer scalar; a variable that is none; multipliers that
+            are no mapping.
         AttributeError: a global step that is to be counted but is no variable.
     """
     del colocate_gradients_with_ops

@@ -173,6 +173,13 @@ def test_an_overflow_leaves_slots_and_variables_alone():
         np.testing.assert_array_equal(old, new)
 
 
+def test_a_step_left_out_says_nothing_about_the_next():
+    variable, optimizer = Variable(0.0), _make()
+    optimizer.apply_gradients([(_INF, variable)])
+    optimizer.apply([(np.float32(1.0), variable)])
+    assert float(variable) == -0.5
+
+
 def test_clips_see_unscaled_gradients_and_no_overflow():
     variable = Variable(0.0)
     seen = []

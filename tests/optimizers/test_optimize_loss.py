@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from recorded import recorded
 
-from distopt import ops, optimizers, schedules, scopes, summaries
+from distopt import layers, ops, optimizers, schedules, scopes, summaries
 from distopt.aggregators import AllReduce
 from distopt.optimizers import SGD, Adam, optimize_loss, tf1
 from distopt.scopes import Graph, GraphKeys, get_variable
@@ -296,6 +296,12 @@ def test_a_constant_loss_is_an_error(loss):
         optimize_loss(loss, None, 0.1, "SGD")
 
 
+def test_a_loss_of_integers_is_an_error():
+    variable = Variable(3)
+    with pytest.raises(ValueError, match="Invalid type int32"):
+        optimize_loss(lambda: variable * 2, None, 0.1, "SGD")()
+
+
 def test_a_tensor_loss_serves_exactly_one_step():
     variable, step, _ = _setup()
     with GradientTape():
@@ -442,6 +448,28 @@ def test_update_operations_that_the_loss_leaves_behind_run(graph):
     for x in (1.0, 2.0, 3.0):
         train_op(x)
     assert seen == [1.0, 2.0, 3.0]
+
+
+def test_batch_normalization_feeds_its_moving_averages():
+    x = np.array([[1.0], [3.0]], "f4")
+
+    def loss():
+        return ops.reduce_sum(layers.batch_normalization(x, training=True, momentum=0.75, name="norm"))
+
+    train_op = optimize_loss(loss, None, 0.1, "SGD")
+    train_op()
+    train_op()
+    (mean,) = [v for v in scopes.global_variables() if v.name == "norm/moving_mean"]
+    np.testing.assert_allclose(mean.numpy(), [2.0 * (1 - 0.75**2)])
+
+
+def test_update_operations_of_a_recorded_loss_run(graph):
+    variable, events = Variable(1.0), []
+    with graph.step(), GradientTape():
+        loss = variable * 2.0
+        graph.add_to_collection(GraphKeys.UPDATE_OPS, lambda: events.append("update"))
+    optimize_loss(loss, None, 0.5, "SGD")()
+    assert (events, float(variable)) == (["update"], 0.0)
 
 
 # Variables.
@@ -648,6 +676,17 @@ def test_several_ranks_do_what_one_does_on_the_whole_batch(reduction, arena):
         assert steps == 3
     first = 0.5 * float((_FEATURES.sum(axis=1) ** 2).sum()) / (7 if reduction == "mean" else 1)
     assert alone[1][0] == pytest.approx(first, rel=1e-5)
+
+
+def test_the_number_of_examples_may_be_a_number():
+    def trained(ranks):
+        variable = Variable(0.0)
+        optimize_loss(
+            lambda: variable * 6.0, None, 1.0, "SGD", examples=2, gradient_aggregator=AllReduce(ranks)
+        )()
+        return float(variable)
+
+    assert world(3, trained) == [-3.0] * 3
 
 
 def test_noise_is_added_once_to_the_global_gradient_not_once_per_rank():
