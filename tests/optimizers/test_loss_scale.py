@@ -78,8 +78,13 @@ def test_minimize_scales_the_loss_and_unscales_the_gradients(arena):
     def loss():
         return ops.l2_loss(variable)
 
+    in_place = []
     optimizer = _make()
+    optimizer.gradient_transformers = [
+        lambda pairs: in_place.append(pairs[0][0] is variable.gradient) or pairs
+    ]
     optimizer.minimize(loss, [variable])
+    assert in_place == [arena]
     np.testing.assert_array_equal(variable.numpy(), [1.5, 2.0])
     (pair,) = optimizer.compute_gradients(loss, [variable])
     np.testing.assert_array_equal(pair[0], [1.5, 2.0])
