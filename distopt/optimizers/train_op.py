@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,10 +109,41 @@ class TrainOp:
         self._tensor_used = False
 
     def variables(self) -> list[Variable]:
-        """Return what a checkpoint needs besides model and global step: rate, optimizer, noise, clip."""
+        """Return what is kept between steps besides model and global step: rate, noise, clip, optimizer."""
+        return [*self._own_variables(), *self.optimizer.variables()]
+
+    def state(self) -> dict[str, Array]:
+        """Return what a checkpoint needs besides model and global step, as NumPy arrays by name."""
+        return {v.name: v.numpy() for v in self._own_variables()} | self.optimizer.state()
+
+    def load_state(self, state: Mapping[str, Array], variables: Iterable[Variable]) -> None:
+        """Restore what `state` gave.
+
+        Args:
+            state: the arrays.
+            variables: those that the optimizer's slots belong to, found by their names.
+
+        Raises:
+            ValueError: an array is missing, has another shape, or belongs to nothing.
+        """
+        left, own = dict(state), self._own_variables()
+        for variable in own:
+            saved = left.get(variable.name)
+            if saved is None or np.shape(saved) != variable.shape:
+                raise ValueError(
+                    f"the saved state should have {variable.name!r} of shape {variable.shape}; it has "
+                    f"{sorted(left)}. Was it saved from a training step with other arguments?"
+                )
+        values = [left.pop(variable.name) for variable in own]
+        with self._graph.as_default(), variable_scope(self._scope):
+            self.optimizer.load_state(left, variables)
+        for variable, value in zip(own, values, strict=True):
+            variable.assign(value)
+
+    def _own_variables(self) -> list[Variable]:
         made = [] if self.learning_rate is None else [self.learning_rate]
-        transforms = Chain([part for part in (self._steps.before_clip, self._steps.clip) if part is not None])
-        return [*made, *transforms.variables(), *self.optimizer.variables()]
+        clip: Any = self._steps.clip
+        return [*made, *self._steps.before_clip.variables(), *getattr(clip, "variables", list[Variable])()]
 
     def __call__(self, *arguments: Any, **named: Any) -> Array:
         """Do one step.

@@ -599,6 +599,58 @@ def test_an_optimizers_own_clip_comes_after():
     assert float(variable) == 7.0
 
 
+# What is kept between steps.
+
+
+def _resumable(state=None):
+    with Graph().as_default():
+        variable, step, loss = _setup(1.0)
+        train_op = optimize_loss(
+            loss,
+            step,
+            0.1,
+            "Adam",
+            gradient_noise_scale=0.5,
+            clip_gradients=adaptive_clipping_fn(global_step=step),
+            learning_rate_decay_fn=lambda rate, step: schedules.exponential_decay(rate, step, 1, 0.9),
+        )
+        if state is not None:
+            variable.assign(state.pop("test"))
+            step.assign(state.pop("global_step"))
+            train_op.load_state(state, [variable])
+        return variable, step, train_op
+
+
+def test_a_run_goes_on_from_its_state():
+    variable, step, train_op = _resumable()
+    for x in (1.0, 20.0, 3.0):
+        train_op(x)
+    train_op.learning_rate.assign(0.7)
+    saved = {"test": variable.numpy(), "global_step": step.numpy(), **train_op.state()}
+    other, _, resumed = _resumable(saved)
+    assert [v.name for v in resumed.variables()] == [v.name for v in train_op.variables()]
+    for x in (4.0, 500.0):
+        assert float(resumed(x)) == float(train_op(x))
+    np.testing.assert_array_equal(other.numpy(), variable.numpy())
+    assert float(other) != 1.0
+
+
+@pytest.mark.parametrize("change", ["missing", "shape", "strange"])
+def test_a_state_that_does_not_fit_is_refused(change):
+    _, _, train_op = _resumable()
+    train_op(1.0)
+    state = train_op.state()
+    if change == "missing":
+        del state["OptimizeLoss/learning_rate"]
+    elif change == "shape":
+        state["OptimizeLoss/AdaptiveMaxNorm/mean"] = np.zeros(2)
+    else:
+        state["w/other"] = np.zeros(())
+    variable, step, _ = _resumable()
+    with pytest.raises(ValueError, match="saved"):
+        _resumable({"test": variable.numpy(), "global_step": step.numpy(), **state})
+
+
 # Summaries.
 
 
