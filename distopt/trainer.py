@@ -116,9 +116,7 @@ class Trainer:
             settings.global_batch,
             gradient_aggregator=self.aggregator,
         )
-        self.averages = ExponentialMovingAverage(
-            task.average_decay, num_updates=lambda: self.optimizer.iterations
-        )
+        self.averages = ExponentialMovingAverage(task.average_decay, num_updates=lambda: self.optimizer.step)
         self.clock = PhaseClock()
         self.step = 0
         self.stopped = False

@@ -127,7 +127,7 @@ def test_importing_distopt_needs_neither_mpi_nor_cupy_nor_numba():
         "    sys.modules[name] = None\n"
         "import distopt\n"
         "x, y = distopt.Variable(5.0), distopt.Variable(3.0)\n"
-        "distopt.GradientDescent(0.1).minimize(lambda: x**2 + x * y + 3, [x, y])\n"
+        "distopt.SGD(0.1).minimize(lambda: x**2 + x * y + 3, [x, y])\n"
         "print(x.numpy().round(4), y.numpy().round(4))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -8,7 +8,7 @@ from distopt.data.augment import Augmentation
 from distopt.data.dataset import Dataset
 from distopt.metrics import MetricsFile, Progress
 from distopt.models import Task
-from distopt.optimizers import Momentum
+from distopt.optimizers import SGD
 from distopt.trainer import Settings, Trainer
 
 
@@ -32,9 +32,7 @@ TASK = Task(
     model=network,
     load=lambda split, *, data_dir, communicator: data(split),
     augmentation=Augmentation(crop=6, flip=True, contrast_range=None, max_brightness=0.0),
-    optimizer=lambda rate, examples, batch, **options: Momentum(
-        0.05 if rate is None else rate, 0.9, **options
-    ),
+    optimizer=lambda rate, examples, batch, **options: SGD(0.05 if rate is None else rate, 0.9, **options),
     global_batch=16,
     steps=4,
     average_decay=0.9,

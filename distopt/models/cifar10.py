@@ -13,7 +13,7 @@ from distopt import initializers, layers, regularizers
 from distopt.data import cifar10
 from distopt.data.augment import TUTORIAL
 from distopt.models.task import Task
-from distopt.optimizers import GradientDescent, Optimizer
+from distopt.optimizers import SGD, Optimizer
 from distopt.schedules import ExponentialDecay, decay_steps
 from distopt.tape import Tensor
 
@@ -82,7 +82,7 @@ def _optimizer(
         _DECAY_FACTOR,
         staircase=True,
     )
-    return GradientDescent(rate, **options)
+    return SGD(rate, **options)
 
 
 TASK = Task(

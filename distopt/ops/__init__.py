@@ -32,12 +32,30 @@ from distopt.ops.arithmetic import (
 )
 from distopt.ops.dense import dense, relu, sigmoid
 from distopt.ops.dropout import dropout
-from distopt.ops.losses import mean_squared_error, sparse_softmax_cross_entropy
+from distopt.ops.losses import (
+    mean_squared_error,
+    sigmoid_cross_entropy,
+    softmax_cross_entropy,
+    sparse_softmax_cross_entropy,
+)
+from distopt.ops.means import is_mean, warn_of_mean_of_means
 from distopt.ops.neural import average_pool, chain, conv2d, local_response_normalization, max_pool
 from distopt.ops.nn import add_n, bias_add
 from distopt.ops.normalization import Moments, batch_moments, batch_normalization, normalize
 from distopt.ops.reductions import l2_loss, reduce_mean, reduce_sum, regularization_loss
-from distopt.ops.shaping import concat, gather, identity, reshape, slice_of, stop_gradient, transpose
+from distopt.ops.selection import where
+from distopt.ops.shaping import (
+    broadcast_to,
+    concat,
+    gather,
+    identity,
+    reshape,
+    scatter_rows,
+    scatter_slice,
+    slice_of,
+    stop_gradient,
+    transpose,
+)
 
 __all__ = [
     "Moments",
@@ -48,6 +66,7 @@ __all__ = [
     "batch_moments",
     "batch_normalization",
     "bias_add",
+    "broadcast_to",
     "cast",
     "chain",
     "concat",
@@ -60,6 +79,7 @@ __all__ = [
     "gather",
     "gelu",
     "identity",
+    "is_mean",
     "l2_loss",
     "leaky_relu",
     "local_response_normalization",
@@ -82,8 +102,12 @@ __all__ = [
     "relu6",
     "reshape",
     "selu",
+    "scatter_rows",
+    "scatter_slice",
     "sigmoid",
+    "sigmoid_cross_entropy",
     "slice_of",
+    "softmax_cross_entropy",
     "softmax",
     "softplus",
     "sparse_softmax_cross_entropy",
@@ -94,4 +118,6 @@ __all__ = [
     "swish",
     "tanh",
     "transpose",
+    "warn_of_mean_of_means",
+    "where",
 ]

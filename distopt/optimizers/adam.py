@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from distopt.elementwise import elementwise, sqrt
+from distopt.elementwise import elementwise, maximum, sqrt
 from distopt.optimizers.optimizer import Optimizer
 
-__all__ = ["Adam", "adam"]
+__all__ = ["Adam", "adam", "adam_rate", "check_adam", "default_epsilon"]
 
 
 @elementwise
 def adam(
-    value: Any, gradient: Any, m: Any, v: Any, *, rate: float, beta_1: float, beta_2: float, epsilon: float
+    value: Any,
+    gradient: Any,
+    m: Any,
+    v: Any,
+    vhat: Any,
+    *,
+    rate: float,
+    beta_1: float,
+    beta_2: float,
+    epsilon: float,
+    amsgrad: bool = False,
 ) -> Any:
     """Adam: m += (1-b1)(g-m), v += (1-b2)(g*g-v), w -= rate m / (sqrt(v) + epsilon), rate corrected."""
     m = beta_1 * m + (1 - beta_1) * gradient
     v = beta_2 * v + (1 - beta_2) * (gradient * gradient)
-    value = value - rate * m / (sqrt(v) + epsilon)
-    return value, m, v
+    if amsgrad:
+        vhat = maximum(vhat, v)
+        value = value - rate * m / (sqrt(vhat) + epsilon)
+    else:
+        value = value - rate * m / (sqrt(v) + epsilon)
+    return value, m, v, vhat
+
+
+def adam_rate(learning_rate: float, beta_1_power: float, beta_2_power: float) -> float:
+    """Return the rate that corrects both moments for their start at 0, from beta ** t."""
+    return learning_rate * (1.0 - beta_2_power) ** 0.5 / (1.0 - beta_1_power)
+
+
+def check_adam(key: str, value: float) -> None:
+    """Raise ValueError where a hyperparameter of Adam's family is out of range."""
+    if key in ("beta_1", "beta_2", "beta1", "beta2", "rho") and not 0 <= value < 1:
+        raise ValueError(f"{key} must be in [0, 1), got {value}; it is the decay rate of a moment")
+    if key == "epsilon" and not value >= 0:
+        raise ValueError(f"epsilon must not be negative, got {value}")
+
+
+def default_epsilon(epsilon: Any) -> Any:
+    """Return Keras' 1e-7 for None and, as Keras does, for 0."""
+    return epsilon or 1e-7
 
 
 class Adam(Optimizer):
@@ -31,19 +64,24 @@ class Adam(Optimizer):
     in TensorFlow. PyTorch and the paper's Algorithm 1 add it to the corrected root, so that the same
     number acts more weakly there in the first steps.
 
+    A sparse gradient updates everything, as TensorFlow's does: rows without a gradient go on moving
+    while their m is not zero. `LazyAdam` leaves them alone.
+
     Args:
         learning_rate: number, schedule or callable; not negative.
         beta_1: decay of the first moment, in [0, 1).
         beta_2: decay of the second moment, in [0, 1).
-        epsilon: keeps the division finite; not negative.
+        epsilon: keeps the division finite; not negative. None and, as in Keras, 0 become 1e-7.
+        amsgrad: divide by the root of the largest v so far (Reddi et al. 2018, "On the convergence of Adam
+            and beyond"), which is kept in the slot "vhat".
         name: for messages and slots.
-        options: those of `Optimizer`.
+        kwargs: those of `Optimizer`.
     """
 
     rule = adam
-    slots = {"m": 0.0, "v": 0.0}  # noqa: RUF012  (a ClassVar of the base)
-    # As TensorFlow's: rows without a gradient go on moving while their m is not zero.
-    sparse_rows_only = False
+    slots = {"m": 0.0, "v": 0.0, "vhat": 0.0}  # noqa: RUF012  (a constant of the class)
+    sparse = "all"
+    settings = ("amsgrad",)
 
     def __init__(
         self,
@@ -51,30 +89,27 @@ class Adam(Optimizer):
         beta_1: Any = 0.9,
         beta_2: Any = 0.999,
         epsilon: Any = 1e-7,
-        *,
+        amsgrad: bool = False,
         name: str = "Adam",
-        **options: Any,
+        **kwargs: Any,
     ) -> None:
+        self.amsgrad = bool(amsgrad)
         hyperparameters = {
             "learning_rate": learning_rate,
             "beta_1": beta_1,
             "beta_2": beta_2,
-            "epsilon": epsilon,
+            "epsilon": default_epsilon(epsilon),
         }
-        super().__init__(name, hyperparameters, **options)
+        super().__init__(name, hyperparameters=hyperparameters, **kwargs)
 
     def check(self, key: str, value: float) -> None:
         """See `Optimizer.check`."""
         super().check(key, value)
-        if key in ("beta_1", "beta_2") and not 0 <= value < 1:
-            raise ValueError(f"{key} must be in [0, 1), got {value}; it is the decay rate of a moment")
-        if key == "epsilon" and not value >= 0:
-            raise ValueError(f"epsilon must not be negative, got {value}")
+        check_adam(key, value)
 
-    def scalars(self) -> dict[str, Any]:
+    def scalars(self, values: Mapping[str, float], step: int) -> dict[str, Any]:
         """See `Optimizer.scalars`."""
-        found = super().scalars()
-        step = self.iterations + 1
-        correction = (1 - found["beta_2"] ** step) ** 0.5 / (1 - found["beta_1"] ** step)
-        rate = found.pop("learning_rate") * correction
-        return {**found, "rate": rate}
+        found = {key: values[key] for key in ("beta_1", "beta_2", "epsilon")}
+        t = step + 1
+        rate = adam_rate(values["learning_rate"], values["beta_1"] ** t, values["beta_2"] ** t)
+        return {"rate": rate, **found}

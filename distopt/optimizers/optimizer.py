@@ -1,213 +1,374 @@
-"""The base of all optimizers: slots, hyperparameters, and minimize = compute, aggregate, transform, apply."""
+"""The base of all optimizers: slots, hyperparameters, and minimize = compute, aggregate, transform, apply.
+
+`Optimizer` has the interface and the order of effects of Keras' OptimizerV2 (TensorFlow 2.4 to 2.10);
+`distopt.optimizers.tf1.Optimizer` puts that of `tf.train.Optimizer` on top.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from distopt import transforms
 from distopt.aggregators import Aggregator, GradientAggregator, Pair, Ticket
-from distopt.backend import Array
-from distopt.elementwise import Rule
-from distopt.optimizers.slots import Slots, arena_runs
-from distopt.schedules import LearningRateSchedule
-from distopt.tape import GradientTape, Tensor
-from distopt.variables import IndexedSlices, Variable, dense_gradient
+from distopt.optimizers.hyperparameters import Hyperparameters
+from distopt.optimizers.recording import check_floating, check_pairs, record, with_gradient
+from distopt.optimizers.updates import Updates
+from distopt.tape import GradientTape
 
 __all__ = ["Optimizer"]
 
+_log = logging.getLogger("distopt")
 
-class Optimizer:
+_CLIPS = ("clipvalue", "clipnorm", "global_clipnorm")
+
+
+class Optimizer(Updates):
     """Applies gradients to variables by one elementwise rule.
 
-    A subclass names its `rule`, its `slots` with their initial values, and gives its hyperparameters to
-    this constructor; `scalars` turns them into the rule's numbers.
+    To make one of your own, name a `rule`, the initial values of its `slots`, and give its
+    hyperparameters; each may then be a number, a schedule or a callable, dense, sparse and arena
+    variables work, and on a GPU it is one kernel:
+
+        @elementwise
+        def signum(value, gradient, momentum, *, learning_rate, beta):
+            momentum = beta * momentum + (1 - beta) * gradient
+            value = value - learning_rate * sign(momentum)
+            return value, momentum
+
+        class Signum(Optimizer):
+            rule, slots = signum, {"momentum": 0.0}
+
+            def __init__(self, learning_rate=0.01, beta=0.9, **options):
+                super().__init__(hyperparameters={"learning_rate": learning_rate, "beta": beta}, **options)
+
+    One ported from Keras overrides `_create_slots`, `_resource_apply_dense`, `_resource_apply_sparse`,
+    `_prepare_local` and `get_config` instead; see `distopt.optimizers.updates`.
 
     Args:
-        name: for messages and checkpoints.
-        hyperparameters: name -> number, schedule, or callable without arguments. They are attributes of
-            the optimizer, to be read and set at any time; `lr` is another name of `learning_rate`.
+        name: for messages, slots and configuration; the class's name when None.
         gradient_aggregator: combines gradients over replicas: an `Aggregator`, or any callable that
             takes and returns a list of (gradient, variable). None: gradients stay as they are.
         gradient_transformers: callables pairs -> pairs, applied in order to the global gradients,
             after the clips.
-        clipnorm: largest L2 norm of each variable's gradient.
-        clipvalue: largest absolute value of each element of a gradient.
-        global_clipnorm: largest L2 norm of all gradients together.
-
-    Attributes:
-        iterations: how many times gradients have been applied.
+        hyperparameters: name -> number, schedule, or callable without arguments. They are attributes of
+            the optimizer, to be read and set at any time; `lr` is another name of `learning_rate`.
+        kwargs: `clipvalue` (largest absolute value of an element), `clipnorm` (largest norm of each
+            gradient), `global_clipnorm` (largest norm of all together), applied in this order to the
+            global gradients; `decay`: the rate is divided by `1 + decay * iterations`; `lr`: old name of
+            `learning_rate`.
 
     Raises:
         ValueError: a hyperparameter or clip that is out of range, or both `clipnorm` and
             `global_clipnorm`.
+        TypeError: an unknown argument, or an aggregator or transformer that can't be called.
     """
 
-    rule: ClassVar[Rule]
-    slots: ClassVar[Mapping[str, float]] = {}
-    # Whether rows without a gradient stay as they are (TensorFlow calls that lazy), or are updated too.
-    sparse_rows_only: ClassVar[bool] = True
+    GATE_NONE: ClassVar[int] = 0
+    GATE_OP: ClassVar[int] = 1
+    GATE_GRAPH: ClassVar[int] = 2
+
+    settings: ClassVar[tuple[str, ...]] = ()
+    """Names of constructor arguments that are attributes but no hyperparameters, for `get_config`."""
+
+    _has_decay: ClassVar[bool] = True
 
     def __init__(
         self,
-        name: str,
-        hyperparameters: Mapping[str, Any],
-        *,
+        name: str | None = None,
         gradient_aggregator: GradientAggregator | None = None,
         gradient_transformers: Sequence[Callable[[list[Pair]], Iterable[Pair]]] | None = None,
-        clipnorm: float | None = None,
-        clipvalue: float | None = None,
-        global_clipnorm: float | None = None,
+        *,
+        hyperparameters: Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
-        if not name:
+        if name == "":
             raise ValueError("Must specify the optimizer name")
-        for callable_wanted in (gradient_aggregator, *(gradient_transformers or ())):
-            if callable_wanted is not None and not callable(callable_wanted):
+        _check_arguments(kwargs, self._has_decay)
+        for wanted in (gradient_aggregator, *(gradient_transformers or ())):
+            if wanted is not None and not callable(wanted):
                 raise TypeError(
                     "gradient_aggregator and gradient_transformers must be callables, pairs -> pairs; "
-                    f"got {callable_wanted!r}"
+                    f"got {wanted!r}"
                 )
-        self._hyperparameters: dict[str, Any] = {}
-        self._name = name
-        self.iterations = 0
+        self._hyper = Hyperparameters(self.check)
+        super().__init__(name or type(self).__name__)
         self.gradient_aggregator = gradient_aggregator
         self.gradient_transformers = list(gradient_transformers or ())
-        self._clips = transforms.clips(clipvalue, clipnorm, global_clipnorm)
-        self._slots = Slots(dict(self.slots))
-        for key, value in hyperparameters.items():
-            self._set(key, value)
-
-    def get_name(self) -> str:
-        """Return the optimizer's name."""
-        return self._name
+        self._clip_limits = {key: kwargs.get(key) for key in _CLIPS}
+        self._clips = transforms.clips(**self._clip_limits)
+        self._warned_of: set[str] = set()
+        self._initial_decay = kwargs.get("decay") or 0.0
+        given = dict(hyperparameters or {})
+        if kwargs.get("lr") is not None:
+            given["learning_rate"] = kwargs["lr"]
+        for key, value in given.items():
+            self._set_hyper(key, value)
+        if self._has_decay:
+            self._set_hyper("decay", self._initial_decay)
 
     def __getattr__(self, key: str) -> Any:
         # Called only for what is no ordinary attribute.
-        own = self.__dict__.get("_hyperparameters", {})
-        key = "learning_rate" if key == "lr" else key
-        if key in own:
-            return own[key]
+        own: Any = self.__dict__.get("_hyper", ())
+        name = "learning_rate" if key == "lr" else key
+        if name in own:
+            return own.read(name)
+        if key in _CLIPS and "_clip_limits" in self.__dict__:
+            return self._clip_limits[key]
         raise AttributeError(f"{type(self).__name__} has no attribute or hyperparameter {key!r}")
 
     def __setattr__(self, key: str, value: Any) -> None:
-        own = self.__dict__.get("_hyperparameters", {})
-        key = "learning_rate" if key == "lr" else key
-        if key in own:
-            self._set(key, value)
+        name = "learning_rate" if key == "lr" else key
+        if name in self.__dict__.get("_hyper", ()):
+            self._set_hyper(name, value)
+        elif key in _CLIPS:
+            limits = {**self._clip_limits, key: value}
+            self._clips = transforms.clips(**limits)
+            self._clip_limits = limits
         else:
             super().__setattr__(key, value)
 
-    def _set(self, key: str, value: Any) -> None:
-        if not callable(value):
-            value = float(value)
-            self.check(key, value)
-        self._hyperparameters[key] = value
-
     def check(self, key: str, value: float) -> None:
         """Raise ValueError where a hyperparameter is out of range; subclasses extend it."""
-        if key == "learning_rate" and not value >= 0:
-            raise ValueError(f"learning_rate must not be negative, got {value}")
+        if key in ("learning_rate", "decay") and not value >= 0:
+            raise ValueError(f"{key} must not be negative, got {value}")
 
     def hyperparameter(self, key: str) -> float:
         """Return a hyperparameter's value at this step: schedules and callables are evaluated.
 
         Raises:
+            KeyError: there is none of this name.
             ValueError: what a schedule or callable gave is out of range.
         """
-        given: Any = self._hyperparameters[key]
-        if isinstance(given, LearningRateSchedule):
-            given = given(self.iterations)
-        elif callable(given):
-            given = given()
-        value = float(given)
-        self.check(key, value)
-        return value
+        return self._hyper.value(key, self.step)
 
-    def scalars(self) -> dict[str, Any]:
-        """Return the rule's scalars and options at this step; by default the hyperparameters themselves."""
-        return {key: self.hyperparameter(key) for key in self._hyperparameters}
+    def _set_hyper(self, name: str, value: Any) -> None:
+        """Set a hyperparameter; Keras' name."""
+        self._hyper.set(name, value)
+
+    def _get_hyper(self, name: str, dtype: Any = None) -> Any:
+        """Return a hyperparameter as `getattr` does, rounded to a dtype where one is given; Keras' name."""
+        value = self._hyper.read(name)
+        return value if dtype is None else np.dtype(dtype).type(value)
+
+    def _serialize_hyperparameter(self, name: str) -> Any:
+        """Return a hyperparameter as a plain value for `get_config`; Keras' name."""
+        return self._hyper.config(name)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments as plain values that JSON can hold.
+
+        Schedules are serialised and callables evaluated; aggregator and transformers are left out, as in
+        Keras. `from_config` makes an optimizer of the same behaviour from it.
+        """
+        config: dict[str, Any] = {"name": self._name}
+        config |= {key: self._serialize_hyperparameter(key) for key in self._hyper}
+        config |= {key: getattr(self, key) for key in self.settings}
+        return config | {key: limit for key, limit in self._clip_limits.items() if limit is not None}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Self:
+        """Make the optimizer that `get_config` described.
+
+        Args:
+            config: what `get_config` returned; `lr` is taken for `learning_rate`.
+            custom_objects: schedules of your own by the names of their classes.
+        """
+        arguments = dict(config)
+        if "lr" in arguments:
+            arguments["learning_rate"] = arguments.pop("lr")
+        for key, value in arguments.items():
+            if isinstance(value, dict) and set(value) == {"class_name", "config"}:
+                arguments[key] = _schedule(value, custom_objects)
+        return cls(**arguments)
 
     def minimize(
         self,
         loss: Any,
-        var_list: Sequence[Variable] | None = None,
+        var_list: Any,
         grad_loss: Any = None,
+        name: str | None = None,
         tape: GradientTape | None = None,
+        *,
         examples: float | None = None,
+        gate_gradients: int = GATE_OP,
+        aggregation_method: int | None = None,
     ) -> int:
         """Compute the gradients of a loss and apply them; reduction overlaps the backward pass.
 
         Args:
             loss: callable without arguments that returns the loss, or a Tensor recorded on `tape`. For
-                an aggregator that averages by global batch: the sum over this rank's examples.
-            var_list: what to train; the trainable variables that the loss used when None.
+                an aggregator that averages by global batch: the sum over this rank's examples. A loss
+                that isn't scalar is summed.
+            var_list: what to train, trainable or not; a callable that returns it is called after the loss,
+                and what it returns is trained as far as the loss used it as trainable.
             grad_loss: upstream gradient of the loss; ones when None.
+            name: of the operation in TensorFlow; here there is no graph, so it names nothing.
             tape: the tape that recorded a loss given as a Tensor.
             examples: how many examples this rank's loss is a sum over; for averaging aggregators.
+            gate_gradients: when gradients may go to the aggregator. GATE_NONE: each as soon as it is
+                final; GATE_OP: those of one operation together; GATE_GRAPH: after backward. The values
+                are the same.
+            aggregation_method: how several contributions to one gradient are summed, an
+                `AggregationMethod`.
 
         Returns:
             `iterations` after the update.
 
         Raises:
-            ValueError: no variables, or none has a gradient; a Tensor loss without a tape.
-            TypeError: the loss is neither callable nor a Tensor of a floating dtype.
+            ValueError: no variables, or none has a gradient; a Tensor loss without a tape; an unknown
+                `gate_gradients` or `aggregation_method`.
+            TypeError: the loss is neither callable nor a Tensor.
         """
-        tape, target, variables = _record(loss, var_list, tape)
-        return self.apply_gradients(tape.gradients(target, variables, grad_loss), examples=examples)
+        del name
+        if var_list is None:
+            raise ValueError("`var_list` is required: pass the variables to train, or a callable that does")
+        stream = self._streamed(loss, var_list, grad_loss, tape, gate_gradients, aggregation_method)
+        return self.apply_gradients(stream, examples=examples)
+
+    def _streamed(
+        self,
+        loss: Any,
+        var_list: Any,
+        grad_loss: Any,
+        tape: GradientTape | None,
+        gate_gradients: int,
+        aggregation_method: int | None,
+    ) -> Iterable[Pair]:
+        check_floating("grad_loss", grad_loss)
+        tape, target, variables = record(loss, var_list, tape)
+        target = self._transform_loss(target)
+        return tape.gradients(target, variables, grad_loss)
 
     def compute_gradients(
         self,
         loss: Any,
-        var_list: Sequence[Variable] | None = None,
+        var_list: Any = None,
+        gate_gradients: int = GATE_OP,
+        aggregation_method: int | None = None,
+        colocate_gradients_with_ops: bool = False,
         grad_loss: Any = None,
         tape: GradientTape | None = None,
     ) -> list[Pair]:
         """Return [(gradient or None, variable)] in the order of `var_list`: this rank's own gradients.
 
-        Arguments and errors are those of `minimize`. The gradients are arrays of their own: a later step
-        doesn't change them.
+        The gradients are arrays of their own: a later step doesn't change them.
+
+        Args:
+            loss: as for `minimize`.
+            var_list: as for `minimize`; None for the trainable variables that the loss used.
+            gate_gradients: as for `minimize`; all gradients exist when this returns, so it is only checked.
+            aggregation_method: as for `minimize`.
+            colocate_gradients_with_ops: where TensorFlow places operations; nothing is placed here.
+            grad_loss: as for `minimize`.
+            tape: as for `minimize`.
+
+        Raises:
+            ValueError: no variables; a Tensor loss without a tape; an unknown `gate_gradients` or
+                `aggregation_method`.
+            TypeError: the loss is neither callable nor a Tensor.
         """
-        tape, target, variables = _record(loss, var_list, tape)
-        found = tape.gradient(target, variables, output_gradients=grad_loss)
+        del colocate_gradients_with_ops
+        check_floating("grad_loss", grad_loss)
+        tape, target, variables = record(loss, var_list, tape)
+        found = tape.gradient(self._transform_loss(target), variables, output_gradients=grad_loss)
         return list(zip(found, variables, strict=True))
 
     def apply_gradients(
         self,
-        pairs: Iterable[Pair],
-        examples: float | None = None,
+        grads_and_vars: Iterable[Pair],
+        name: str | None = None,
         experimental_aggregate_gradients: bool = True,
+        *,
+        examples: float | None = None,
     ) -> int:
         """Aggregate gradients over replicas, transform them, update the variables, apply constraints.
 
-        In this order: hyperparameters are read; the aggregator runs; variables without a gradient on any
-        replica are left out; clipvalue, clipnorm, global_clipnorm and the transformers see the global
-        gradients; slots and variables are updated; constraints are applied; `iterations` grows by one.
+        In this order: variables without a gradient are left out; hyperparameters are read;
+        `_transform_unaggregated_gradients`; the aggregator runs; clipvalue, clipnorm, global_clipnorm and
+        the transformers see the global gradients (also without aggregation); slots and variables are
+        updated; constraints are applied; `iterations` grows by one. An `Aggregator` gets the variables
+        without a gradient too, so that all ranks agree on which have one.
 
         Args:
-            pairs: (gradient, variable). A gradient is an array or number of the variable's shape, an
-                `IndexedSlices`, or None. On every rank the same variables in the same order.
-            examples: how many examples this rank's gradients are sums over.
+            grads_and_vars: (gradient, variable). A gradient is an array or number of the variable's shape,
+                an `IndexedSlices`, or None. On every rank the same variables. A variable may come
+                twice: both updates are applied, one after the other.
+            name: of the operation in TensorFlow; here there is no graph, so it names nothing.
             experimental_aggregate_gradients: False skips the aggregator; transformers still run.
+            examples: how many examples this rank's gradients are sums over.
 
         Returns:
-            `iterations`, after the update.
+            `iterations`, after the update; without any pairs nothing happens.
 
         Raises:
             ValueError: no variable has a gradient, or a shape differs from its variable's.
             TypeError: a pair is no pair, or a gradient is no array.
             RuntimeError: a variable with a constraint has a sparse gradient.
         """
-        scalars = self.scalars()
+        del name
+        values = self._read_hyperparameters()
+        pairs = self._unaggregated(grads_and_vars)
         if experimental_aggregate_gradients:
-            given = self.aggregate(pairs, None if examples is None else Ticket(examples=examples))
-        else:
-            given = list(pairs)
+            pairs = self._aggregate_gradients(pairs, None if examples is None else Ticket(examples=examples))
+        given = check_pairs(pairs)
         if not given:
-            return self.iterations
-        self.apply(self.transform(_with_gradient(given)), scalars)
-        return self.iterations
+            return self.step
+        kept = with_gradient(given)
+        if len(kept) < len(given):
+            self._tell_missing(given)
+        self.apply(list(self._transform_gradients(kept)), values)
+        return self.step
+
+    def _read_hyperparameters(self) -> dict[str, float]:
+        """Evaluate every hyperparameter for this step, `decay` worked into the learning rate."""
+        step = self.step
+        values = {key: self._hyper.value(key, step) for key in self._hyper}
+        if "decay" in values and self._has_decay:
+            decay = values.pop("decay")
+            if decay > 0:
+                values["learning_rate"] /= 1.0 + decay * step
+        return values
+
+    def _unaggregated(self, pairs: Iterable[Pair]) -> Iterable[Pair]:
+        """Apply the hook for unaggregated gradients; without one the stream goes on as it comes."""
+        hook = _overridden(self, "_transform_unaggregated_gradients")
+        if not hook and (
+            self.gradient_aggregator is None or isinstance(self.gradient_aggregator, Aggregator)
+        ):
+            return pairs
+        given = check_pairs(pairs)
+        if isinstance(self.gradient_aggregator, Aggregator):
+            # The ranks must agree on who has what, so None stays in the list.
+            kept = iter(self._transform_unaggregated_gradients([p for p in given if p[0] is not None]))
+            return [pair if pair[0] is None else next(kept) for pair in given]
+        if not given:
+            return given
+        kept = with_gradient(given)
+        self._tell_missing(given)
+        return list(self._transform_unaggregated_gradients(kept))
+
+    def _tell_missing(self, pairs: list[Pair]) -> None:
+        missing = [v.name for g, v in pairs if g is None and v.name not in self._warned_of]
+        if missing:
+            self._warned_of.update(missing)
+            _log.warning("Gradients do not exist for variables %s when minimizing the loss.", missing)
+
+    def _transform_loss(self, loss: Any) -> Any:
+        """Return the loss to be differentiated; a hook for loss scaling."""
+        return loss
+
+    def _transform_unaggregated_gradients(self, grads_and_vars: list[Pair]) -> Iterable[Pair]:
+        """Return this rank's gradients changed before they are aggregated; a hook."""
+        return grads_and_vars
+
+    def _aggregate_gradients(self, grads_and_vars: Iterable[Pair], ticket: Ticket | None) -> list[Pair]:
+        """Return `aggregate` of the gradients; a hook of Keras."""
+        return self.aggregate(grads_and_vars, ticket)
 
     def aggregate(self, pairs: Iterable[Pair], ticket: Ticket | None) -> list[Pair]:
         """Return the gradients combined over replicas by the `gradient_aggregator`. Collective."""
@@ -217,137 +378,37 @@ class Optimizer:
             return self.gradient_aggregator.reduce(pairs, ticket)
         return list(self.gradient_aggregator(list(pairs)))
 
+    def _transform_gradients(self, grads_and_vars: list[Pair]) -> Iterable[Pair]:
+        """Return `transform` of the gradients; a hook of Keras."""
+        return self.transform(grads_and_vars)
+
     def transform(self, pairs: list[Pair]) -> list[Pair]:
-        """Return the gradients clipped, and put through the transformers."""
+        """Return the global gradients clipped, and put through the transformers."""
         for transformer in (*self._clips, *self.gradient_transformers):
             pairs = list(transformer(pairs))
         return pairs
 
-    def apply(self, pairs: list[Pair], scalars: Mapping[str, Any] | None = None) -> None:
-        """Update slots and variables by global gradients: the only place where variables change."""
-        scalars = self.scalars() if scalars is None else scalars
-        for group in _without_repeats(pairs):
-            dense = [(g, v) for g, v in group if not isinstance(g, IndexedSlices)]
-            for run in arena_runs(dense):
-                self._update(run.values, run.gradients, self._slots.of_run(run), scalars)
-            for gradient, variable in dense:
-                if variable.slab is None:
-                    array = dense_gradient(gradient, variable).reshape(-1)
-                    slots = [slot.reshape(-1) for slot in self._slots.of_variable(variable)]
-                    self._update(variable.value.reshape(-1), array, slots, scalars)
-            for gradient, variable in group:
-                if isinstance(gradient, IndexedSlices):
-                    self._update_rows(gradient, variable, scalars)
-            for _, variable in dense:
-                if variable.constraint is not None:
-                    variable.value[...] = variable.constraint(variable.value)
-        self.iterations += 1
 
-    def _update(
-        self, values: Array, gradients: Array, slots: list[Array], scalars: Mapping[str, Any]
-    ) -> None:
-        type(self).rule(values, gradients, *slots, **scalars)
-
-    def _update_rows(self, gradient: IndexedSlices, variable: Variable, scalars: Mapping[str, Any]) -> None:
-        if variable.constraint is not None:
-            raise RuntimeError(
-                f"Cannot use a constraint function on a sparse variable: {variable.name!r} has "
-                "a constraint and an IndexedSlices gradient"
+def _check_arguments(kwargs: Mapping[str, Any], has_decay: bool) -> None:
+    known = {*_CLIPS, *(("lr", "decay") if has_decay else ())}
+    for key, value in kwargs.items():
+        if key not in known:
+            raise TypeError(
+                f"Unexpected keyword argument passed to optimizer: {key}. Known besides those of the "
+                f"optimizer itself are {', '.join(sorted(known))}, gradient_aggregator and "
+                "gradient_transformers."
             )
-        if gradient.values.shape[1:] != variable.shape[1:]:
-            raise ValueError(
-                f"the gradient of variable {variable.name!r} has rows of shape "
-                f"{gradient.values.shape[1:]}, the variable has {variable.shape[1:]}"
-            )
-        slots = self._slots.of_variable(variable)
-        if self.sparse_rows_only:
-            unique = gradient.deduplicated()
-            type(self).rule.rows(unique.indices, variable.value, unique.values, *slots, **scalars)
-        else:
-            dense = IndexedSlices(gradient.values, gradient.indices, variable.shape).to_dense()
-            flat = [slot.reshape(-1) for slot in slots]
-            self._update(variable.value.reshape(-1), dense.reshape(-1), flat, scalars)
-
-    def get_slot(self, variable: Variable, name: str) -> Variable:
-        """Return a slot of a variable, which shares memory with the optimizer.
-
-        Raises:
-            KeyError: the optimizer has no such slot, or the variable had no gradient yet.
-        """
-        return self._slots.get(variable, name, self._name)
-
-    def get_slot_names(self) -> list[str]:
-        """Return the names of the slots, in the order of their creation."""
-        return list(self.slots)
-
-    def variables(self) -> list[Variable]:
-        """Return all slots that exist, slot by slot, in the order of the variables' first updates."""
-        return self._slots.all(self._name)
-
-    def state(self) -> dict[str, Array]:
-        """Return what a checkpoint needs: "variable/slot" -> array, and "iterations"."""
-        found = {f"{name}/{slot}": array for name, slot, array in self._slots.items()}
-        return {**found, "iterations": np.array(self.iterations, np.int64)}
-
-    def load_state(self, state: Mapping[str, Array], variables: Iterable[Variable]) -> None:
-        """Restore what `state` gave, for variables of the same names.
-
-        Raises:
-            ValueError: a slot is missing or of another shape, or there are slots of other variables.
-        """
-        left = dict(state)
-        self.iterations = int(left.pop("iterations"))
-        self._slots.load(left, list(variables))
+        if isinstance(value, int | float) and not value >= 0:
+            raise ValueError(f"Expected {key} >= 0, received: {value}")
+    if kwargs.get("lr") is not None:
+        warnings.warn("The `lr` argument is deprecated, use `learning_rate` instead.", stacklevel=4)
 
 
-def _record(
-    loss: Any, var_list: Sequence[Variable] | None, tape: GradientTape | None
-) -> tuple[GradientTape, Tensor, list[Variable]]:
-    if callable(loss):
-        with tape or GradientTape() as recording:
-            if var_list is not None:
-                recording.watch(list(var_list))
-            target = loss()
-    elif isinstance(loss, Tensor):
-        if tape is None:
-            raise ValueError("a loss given as a Tensor needs `tape=`, the tape that recorded it")
-        recording, target = tape, loss
-    else:
-        raise TypeError(f"loss must be callable or a Tensor recorded on a tape, got {type(loss).__name__}")
-    if not isinstance(target, Tensor) or target.dtype.kind not in "fV":
-        kind = target.dtype if isinstance(target, Tensor) else type(target).__name__
-        raise ValueError(f"Invalid type {kind} for the loss, expected a Tensor of a floating dtype")
-    if var_list is None:
-        var_list = [v for v in recording.watched_variables() if v.trainable]
-    if not var_list:
-        raise ValueError("No variables to optimize.")
-    return recording, target, list(var_list)
+def _schedule(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None) -> Any:
+    from distopt.schedules import deserialize
+
+    return deserialize(config, custom_objects)
 
 
-def _with_gradient(pairs: list[Pair]) -> list[Pair]:
-    for pair in pairs:
-        if not isinstance(pair, tuple) or len(pair) != 2:
-            raise TypeError(f"expected pairs of (gradient, variable), got {pair!r}")
-        if not isinstance(pair[1], Variable):
-            raise TypeError(f"gradients are applied to Variables, got {type(pair[1]).__name__}")
-    kept = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
-    if not kept:
-        names = ", ".join(repr(variable.name) for _, variable in pairs)
-        raise ValueError(
-            f"No gradients provided for any variable: {names}. The loss does not depend on them, or was "
-            "computed outside the tape."
-        )
-    return kept
-
-
-def _without_repeats(pairs: list[Pair]) -> Iterator[list[Pair]]:
-    """Split pairs so that no group has a variable twice: repeated updates apply one after another."""
-    group: list[Pair] = []
-    seen: set[int] = set()
-    for gradient, variable in pairs:
-        if id(variable) in seen:
-            yield group
-            group, seen = [], set()
-        group.append((gradient, variable))
-        seen.add(id(variable))
-    yield group
+def _overridden(optimizer: Optimizer, name: str) -> bool:
+    return getattr(type(optimizer), name) is not getattr(Optimizer, name)

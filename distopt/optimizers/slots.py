@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from distopt.aggregators import Pair
-from distopt.backend import Array, asnumpy
+from distopt.backend import Array
 from distopt.variables import Slab, Variable, dense_gradient
 
 __all__ = ["Run", "Slots", "arena_runs"]
@@ -23,12 +24,14 @@ class Run:
         start: first element.
         stop: one past the last element, the last segment's padding included.
         variables: whose segments they are.
+        group: what the variables have in common; see `arena_runs`.
     """
 
     slab: Slab
     start: int
     stop: int
     variables: list[Variable]
+    group: Hashable = None
 
     @property
     def values(self) -> Array:
@@ -41,10 +44,16 @@ class Run:
         return self.slab.gradients[self.start : self.stop]
 
 
-def arena_runs(pairs: Iterable[Pair]) -> list[Run]:
+def arena_runs(
+    pairs: Iterable[Pair], group: Callable[[Variable], Hashable] = lambda variable: None
+) -> list[Run]:
     """Join the segments of arena variables into runs; gradients elsewhere are copied into the arena.
 
     A model whose variables all have gradients is one run per dtype.
+
+    Args:
+        pairs: (dense gradient, variable).
+        group: only neighbours for which it gives equal things are joined.
     """
     members: dict[int, list[Variable]] = {}
     for gradient, variable in pairs:
@@ -57,112 +66,111 @@ def arena_runs(pairs: Iterable[Pair]) -> list[Run]:
     for variables in members.values():
         last: Run | None = None
         for variable in sorted(variables, key=lambda v: v.start):
-            slab = variable.slab
+            slab, own = variable.slab, group(variable)
             assert slab is not None
-            if last is not None and last.stop == variable.start:
+            if last is not None and last.stop == variable.start and last.group == own:
                 last.stop = slab.end(variable)
                 last.variables.append(variable)
             else:
-                last = Run(slab, variable.start, slab.end(variable), [variable])
+                last = Run(slab, variable.start, slab.end(variable), [variable], own)
                 runs.append(last)
     return runs
 
 
 class Slots:
-    """All slots of one optimizer.
+    """All slots of one optimizer. A slot is a `Variable`; for an arena's variables it is a view.
 
-    Args:
-        initial: slot name -> the value that its elements start from.
+    Slots of one name and of the variables of one slab lie in one flat array of the slab's layout, so
+    that the optimizer's formula runs over all of them at once.
     """
 
-    def __init__(self, initial: Mapping[str, float]) -> None:
-        self._initial = dict(initial)
-        self._of_slab: dict[int, tuple[Slab, dict[str, Array]]] = {}
-        self._loose: dict[int, dict[str, Array]] = {}
+    def __init__(self) -> None:
         self._owners: dict[int, Variable] = {}
+        self._slots: dict[int, dict[str, Variable]] = {}
+        self._slabs: dict[tuple[int, str], tuple[Slab, Array]] = {}
+        self._placed: set[tuple[int, str]] = set()
+        self._padding: dict[str, float] = {}
+        self._runs: dict[tuple[int, int, int], list[Array]] = {}
+        self.names: list[str] = []
 
-    def of_run(self, run: Run) -> list[Array]:
-        """Return a run's part of each slot, creating the slots of its slab on the first call."""
-        for variable in run.variables:
-            self._adopt(variable)
-        return [array[run.start : run.stop] for array in self._slab_arrays(run.slab).values()]
+    def find(self, variable: Variable, name: str) -> Variable | None:
+        """Return a slot, None if there is none."""
+        return self._slots.get(id(variable), {}).get(name)
 
-    def of_variable(self, variable: Variable) -> list[Array]:
-        """Return each slot of a variable, in the variable's shape."""
-        self._adopt(variable)
-        return [self._view(variable, name) for name in self._initial]
+    def add(
+        self,
+        variable: Variable,
+        name: str,
+        initial: Any,
+        full_name: str,
+        shape: Sequence[int] | None = None,
+        dtype: Any = None,
+    ) -> Variable:
+        """Make a slot.
 
-    def get(self, variable: Variable, name: str, optimizer: str) -> Variable:
-        """Return one slot as a Variable that shares its memory."""
-        if name not in self._initial or id(variable) not in self._owners:
-            raise KeyError(
-                f"optimizer {optimizer!r} has no slot {name!r} for variable {variable.name!r}: it has "
-                f"{list(self._initial)} for variables that have had a gradient"
-            )
-        slot = Variable(0.0, trainable=False, name=f"{optimizer}/{variable.name}/{name}")
-        slot.value, slot.device = self._view(variable, name), variable.device
+        Args:
+            variable: which it belongs to.
+            name: the slot's name.
+            initial: number, array, or callable (shape, dtype=...) -> array.
+            full_name: name of the slot as a variable.
+            shape: None is the variable's.
+            dtype: None is the variable's.
+        """
+        shape = variable.shape if shape is None else tuple(shape)
+        dtype = variable.dtype if dtype is None else np.dtype(dtype)
+        self._padding.setdefault(name, float(initial) if isinstance(initial, int | float) else 0.0)
+        if callable(initial):
+            initial = initial(shape, dtype=dtype)
+        slot = Variable(0.0, trainable=False, name=full_name, dtype=dtype, device=variable.device)
+        with variable.device.activate():
+            slot.value = variable.device.empty(shape, dtype)
+            slot.value[...] = variable.device.asarray(initial, dtype)
+        self._owners[id(variable)] = variable
+        self._slots.setdefault(id(variable), {})[name] = slot
+        if name not in self.names:
+            self.names.append(name)
+        self._place(variable, name, slot)
+        self._runs.clear()
         return slot
 
-    def all(self, optimizer: str) -> list[Variable]:
-        """Return every slot, slot-major."""
-        return [
-            self.get(variable, name, optimizer)
-            for name in self._initial
-            for variable in self._owners.values()
-        ]
+    def of_run(self, run: Run, names: Sequence[str]) -> list[Array]:
+        """Return a run's part of each slot; every variable of the run must have them."""
+        key = id(run.slab), run.start, run.stop
+        if key not in self._runs:
+            for variable in run.variables:
+                for name in names:
+                    self._place(variable, name, self._slots[id(variable)][name])
+            self._runs[key] = [self._slabs[id(run.slab), name][1][run.start : run.stop] for name in names]
+        return self._runs[key]
 
-    def items(self) -> Iterator[tuple[str, str, Array]]:
-        """Yield (variable's name, slot's name, NumPy copy) of every slot."""
-        for variable in self._owners.values():
-            for name in self._initial:
-                yield variable.name, name, np.array(asnumpy(self._view(variable, name)))
+    def of_variable(self, variable: Variable, names: Sequence[str]) -> list[Array]:
+        """Return each slot of a variable, in the variable's shape."""
+        slots = self._slots[id(variable)] if names else {}
+        for name in names:
+            self._place(variable, name, slots[name])
+        return [slots[name].value for name in names]
 
-    def load(self, state: dict[str, Array], variables: list[Variable]) -> None:
-        """Set slots from "variable/slot" -> array; every entry must belong to one of the variables."""
-        for variable in variables:
-            names = [f"{variable.name}/{slot}" for slot in self._initial]
-            if not any(name in state for name in names):
-                continue  # it had no gradient yet
-            for name, view in zip(names, self.of_variable(variable), strict=True):
-                if name not in state or state[name].shape != view.shape:
-                    found = state[name].shape if name in state else "nothing"
-                    raise ValueError(f"slot {name!r} should have shape {view.shape}, found {found}")
-                view[...] = variable.device.asarray(state.pop(name))
-        if state:
-            raise ValueError(
-                f"the saved slots {sorted(state)[:5]} belong to none of the model's variables or to "
-                f"another optimizer; this one has slots {list(self._initial)}"
-            )
+    def items(self) -> Iterator[tuple[Variable, str, Variable]]:
+        """Yield (variable, slot's name, slot), variable by variable."""
+        for key, slots in self._slots.items():
+            for name, slot in slots.items():
+                self._place(self._owners[key], name, slot)
+                yield self._owners[key], name, slot
 
-    def _adopt(self, variable: Variable) -> None:
-        """Make the variable's slots exist; move them when it has entered an arena since."""
-        if id(variable) not in self._owners:
-            self._owners[id(variable)] = variable
-            if variable.slab is None:
-                self._loose[id(variable)] = {
-                    name: _filled(variable, variable.size, value).reshape(variable.shape)
-                    for name, value in self._initial.items()
-                }
-        if variable.slab is not None and id(variable) in self._loose:
-            for name, array in self._loose.pop(id(variable)).items():
-                self._view(variable, name)[...] = array
-
-    def _view(self, variable: Variable, name: str) -> Array:
-        if variable.slab is None:
-            return self._loose[id(variable)][name]
-        flat = self._slab_arrays(variable.slab)[name]
-        return flat[variable.start : variable.start + variable.size].reshape(variable.shape)
-
-    def _slab_arrays(self, slab: Slab) -> dict[str, Array]:
-        if id(slab) not in self._of_slab:
-            first = slab.variables[0]
-            arrays = {name: _filled(first, slab.values.size, value) for name, value in self._initial.items()}
-            self._of_slab[id(slab)] = slab, arrays
-        return self._of_slab[id(slab)][1]
-
-
-def _filled(variable: Variable, size: int, value: float) -> Array:
-    with variable.device.activate():
-        array = variable.device.empty(size, variable.dtype)
-        array.fill(value)
-    return array
+    def _place(self, variable: Variable, name: str, slot: Variable) -> None:
+        """Move a slot into the flat array of its variable's slab, where the variable has entered one."""
+        slab = variable.slab
+        if slab is None or (id(variable), name) in self._placed:
+            return
+        if slot.shape != variable.shape or slot.dtype != slab.dtype:
+            return  # it has a layout of its own
+        if (id(slab), name) not in self._slabs:
+            with variable.device.activate():
+                flat = variable.device.empty(slab.values.size, slab.dtype)
+                flat.fill(self._padding[name])  # as in the segments, so that the values' padding stays zero
+            self._slabs[id(slab), name] = slab, flat
+        flat = self._slabs[id(slab), name][1]
+        view = flat[variable.start : variable.start + variable.size].reshape(variable.shape)
+        view[...] = variable.device.asarray(slot.value)
+        slot.value, slot.device = view, variable.device
+        self._placed.add((id(variable), name))

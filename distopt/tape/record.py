@@ -20,6 +20,7 @@ __all__ = [
     "Tensor",
     "active",
     "naming",
+    "next_sequence",
     "primitive",
     "primitives",
 ]
@@ -27,11 +28,20 @@ __all__ = [
 _sequence = itertools.count()
 
 
+def next_sequence() -> int:
+    """Return a number above those of all nodes so far."""
+    return next(_sequence)
+
+
 class Recorder(Protocol):
     """A tape, as far as primitives need to know it."""
 
     def watches(self, operand: Any) -> bool:
         """Tell whether a call on `operand` is to be recorded."""
+        ...
+
+    def holds(self, node: Node) -> bool:
+        """Tell whether a call was recorded here, and not forgotten since."""
         ...
 
 
@@ -65,6 +75,11 @@ class Tensor(Operand):
         """Number of axes."""
         return len(self.shape)
 
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.size(self.value))
+
     def numpy(self) -> Array:
         """Return the value as a NumPy array (waits for the GPU)."""
         return asnumpy(self.value)
@@ -83,9 +98,10 @@ class Context:
     """What a primitive's two halves share.
 
     Attributes:
-        inputs: the arrays (or Python numbers) that the primitive was called on.
+        inputs: the arrays (or Python numbers) that the primitive was called on. While an outer tape
+            watches a backward half: the Tensors and Variables instead (see `Primitive.gradient`).
         options: its keyword arguments.
-        output: the array it returned; set after the forward half.
+        output: the array it returned, or its Tensor likewise; set after the forward half.
         needs: per input, whether its gradient is wanted. In the forward half: whether any tape watches it.
         saved: whatever the forward half leaves for the backward half.
         is_last: whether the backward half is called for the last time, and may let go of what was saved.
@@ -146,6 +162,7 @@ active = _Active()
 
 _Forward: TypeAlias = Callable[..., Any]
 _Backward: TypeAlias = Callable[[Context, Any], Sequence[Any]]
+_Composed: TypeAlias = Callable[..., Any]
 
 naming: dict[str, Callable[[str], str]] = {"full_name": str}
 """How a result's name becomes a full one; `distopt.scopes` fills it (a lower level can't import it)."""
@@ -155,7 +172,11 @@ primitives: dict[str, Primitive] = {}
 
 
 class Primitive:
-    """A function on arrays that tapes can differentiate; made by `@primitive`."""
+    """A function on arrays that tapes can differentiate; made by `@primitive`.
+
+    Attributes:
+        takes_slices: whether the backward half passes IndexedSlices on; others are given dense arrays.
+    """
 
     def __init__(self, forward: _Forward) -> None:
         self.__doc__ = forward.__doc__
@@ -163,6 +184,8 @@ class Primitive:
         self.__module__ = forward.__module__
         self._forward = forward
         self.backward: _Backward | None = None
+        self.composition: _Composed | None = None
+        self.takes_slices = False
         if self.name in primitives:
             raise ValueError(f"there is a primitive named {self.name!r} already")
         primitives[self.name] = self
@@ -171,9 +194,28 @@ class Primitive:
         """Register `backward(context, upstream)`, which returns one gradient (or None) per input.
 
         It must not change `upstream`, which other nodes may share.
+
+        For second derivatives it is called with Tensors and Variables in the place of arrays, and has to
+        compute with them: by operators, their methods and primitives (`alike`), with `value_of` for what
+        counts as a constant. A formula that needs more than that has `composed` beside it.
         """
         self.backward = backward
         return backward
+
+    def composed(self, composition: _Composed) -> _Composed:
+        """Register the same function of other primitives, for second derivatives.
+
+        `composition(*inputs, **options)` takes Tensors and returns a Tensor. It is computed, in the
+        place of the backward half, only where an outer tape watches a gradient.
+        """
+        self.composition = composition
+        return composition
+
+    def alike(self, *inputs: Any, **options: Any) -> Any:
+        """Compute; arrays give an array, Tensors and Variables a Tensor."""
+        if any(isinstance(i, Operand) for i in inputs):
+            return self(*inputs, **options)
+        return self._forward(Context(inputs, options, (False,) * len(inputs)), *inputs, **options)
 
     def __call__(self, *inputs: Any, name: str | None = None, **options: Any) -> Tensor:
         """Compute on Tensors, Variables, arrays and numbers; leave a node on the tapes that watch them.

@@ -7,7 +7,7 @@ from distopt import ops
 from distopt.aggregators import AllReduce, Ticket, combine_replicas
 from distopt.communicators import connect
 from distopt.errors import CommunicatorError
-from distopt.optimizers import GradientDescent
+from distopt.optimizers import SGD
 from distopt.tape import GradientTape
 from distopt.testing import world
 from distopt.variables import Arena, IndexedSlices, Variable
@@ -193,7 +193,7 @@ def test_ranks_whose_gradients_come_in_another_order_agree(in_arena):
         a, b, c, d = variables
         if in_arena:
             Arena(variables)
-        optimizer = GradientDescent(1.0, gradient_aggregator=AllReduce(communicator, "sum"))
+        optimizer = SGD(1.0, gradient_aggregator=AllReduce(communicator, "sum"))
         for _ in range(2):  # buckets stream from the second step on
 
             def loss():

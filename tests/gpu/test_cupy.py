@@ -9,7 +9,7 @@ from distopt.backend import Device, asnumpy, device_of
 from distopt.communicators import connect
 from distopt.data.dataset import Dataset
 from distopt.models import TASKS
-from distopt.optimizers import Adam, GradientDescent, Momentum
+from distopt.optimizers import SGD, Adam
 from distopt.tape import GradientTape, primitives
 from distopt.trainer import Settings, Trainer
 from distopt.variables import Arena, IndexedSlices, Variable
@@ -51,8 +51,8 @@ def test_values_and_gradients_are_those_of_numpy(name, inputs, options):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: GradientDescent(0.1),
-        lambda: Momentum(0.1, 0.9, use_nesterov=True),
+        lambda: SGD(0.1),
+        lambda: SGD(0.1, 0.9, nesterov=True),
         lambda: Adam(0.1, global_clipnorm=1.0),
     ],
 )

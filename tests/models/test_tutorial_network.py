@@ -109,7 +109,7 @@ def test_the_rate_decays_by_examples_seen_whatever_the_batch(global_batch):
     optimizer = TASKS["cifar10"].optimizer(None, 50_000, global_batch)
     steps = 350 * 50_000 / global_batch
     for before, after in ((steps - 1, 0.1), (steps + 1, 0.01), (2 * steps + 1, 0.001)):
-        optimizer.iterations = int(before)
+        optimizer.iterations.assign(int(before))
         assert optimizer.hyperparameter("learning_rate") == pytest.approx(after)
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from distopt import transforms
+from distopt.transforms import clipping, norms, pairs
 from distopt.variables import Arena, IndexedSlices, Variable
 
 INF, NAN = math.inf, math.nan
@@ -21,15 +22,16 @@ class OtherLibrary:
 def library(request, monkeypatch):
     if request.param != "numpy":
         other = OtherLibrary()
-        monkeypatch.setattr(transforms, "namespace", lambda *arrays: other)
+        for module in (clipping, norms, pairs):
+            monkeypatch.setattr(module, "namespace", lambda *arrays: other)
 
 
 def pairs_of(*gradients):
     return [(None if g is None else np.asarray(g, np.float32), f"v{i}") for i, g in enumerate(gradients)]
 
 
-def values(pairs):
-    return [None if g is None else np.asarray(g).tolist() for g, _ in pairs]
+def values(result):
+    return [None if g is None else np.asarray(g).tolist() for g, _ in result]
 
 
 @pytest.mark.usefixtures("library")
@@ -115,10 +117,10 @@ def test_zero_gradients_stay_zero():
 
 @pytest.mark.usefixtures("library")
 def test_a_known_norm_can_be_given():
-    pairs = pairs_of([3, 4])
-    norm = transforms.global_norm(pairs)
+    given = pairs_of([3, 4])
+    norm = transforms.global_norm(given)
     assert float(norm) == 5.0
-    clipped = transforms.clip_by_global_norm(pairs, 1.0, use_norm=norm * 2)
+    clipped = transforms.clip_by_global_norm(given, 1.0, use_norm=norm * 2)
     np.testing.assert_allclose(clipped[0][0], [0.3, 0.4], rtol=1e-6)
 
 
@@ -164,8 +166,7 @@ def test_gradients_in_the_arena_are_changed_in_place_and_others_are_not(clip):
     for variable in variables:
         variable.gradient[...] = 2.0
     foreign = np.full(3, 2.0, np.float32)
-    pairs = [(variables[0].gradient, variables[0]), (foreign, variables[1])]
-    (inside, _), (outside, _) = clip(pairs)
+    (inside, _), (outside, _) = clip([(variables[0].gradient, variables[0]), (foreign, variables[1])])
     assert inside is variables[0].gradient
     assert np.abs(inside).max() <= 0.5
     np.testing.assert_array_equal(foreign, [2.0, 2.0, 2.0])
@@ -230,8 +231,8 @@ def test_transforms_do_what_their_functions_do():
         (transforms.ClipNorm(2.0), transforms.clip_by_norm),
         (transforms.GlobalClipNorm(2.0), transforms.clip_by_global_norm),
     ):
-        pairs = pairs_of([3, 4], [1, 1])
-        assert values(transform(pairs)) == values(function(pairs, 2.0))
+        given = pairs_of([3, 4], [1, 1])
+        assert values(transform(given)) == values(function(given, 2.0))
 
 
 def test_clips_are_in_the_order_of_keras():

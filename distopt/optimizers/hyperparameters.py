@@ -1,0 +1,89 @@
+"""Hyperparameters: numbers, schedules or callables, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from distopt import schedules
+from distopt.schedules import LearningRateSchedule
+from distopt.variables import Operand
+
+__all__ = ["Hyperparameters"]
+
+
+class Hyperparameters:
+    """The hyperparameters of one optimizer.
+
+    A number is kept as a float. A schedule is called with the number of updates done, any other callable
+    without arguments, both once in every update.
+
+    Args:
+        check: called with name and number, raises ValueError where the number is out of range.
+    """
+
+    def __init__(self, check: Callable[[str, float], None]) -> None:
+        self._check = check
+        self._given: dict[str, Any] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._given
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._given)
+
+    def set(self, name: str, value: Any) -> None:
+        """Set a hyperparameter, whatever kind it had before.
+
+        Args:
+            name: its name.
+            value: number (Python's, NumPy's, or a variable without axes, whose value is taken now),
+                schedule, serialised schedule, or callable without arguments.
+
+        Raises:
+            ValueError: a number out of range.
+            TypeError: it is none of these.
+        """
+        if isinstance(value, dict):
+            value = schedules.deserialize(value)
+        if isinstance(value, Operand) or not callable(value):
+            number: Any = value
+            try:
+                value = float(number)
+            except (TypeError, ValueError) as error:
+                raise TypeError(
+                    f"hyperparameter {name} must be a number, a schedule, or a callable without arguments; "
+                    f"got {value!r}"
+                ) from error
+            self._check(name, value)
+        self._given[name] = value
+
+    def read(self, name: str) -> Any:
+        """Return the number, the schedule itself, or what the callable gives now."""
+        given: Any = self._given[name]
+        if isinstance(given, LearningRateSchedule) or not callable(given):
+            return given
+        return given()
+
+    def value(self, name: str, step: int) -> float:
+        """Return the number in force for the update that follows `step` updates.
+
+        Raises:
+            ValueError: what a schedule or callable gave is out of range.
+        """
+        given: Any = self._given[name]
+        if isinstance(given, LearningRateSchedule):
+            given = given(step)
+        elif callable(given):
+            given = given()
+        number = float(given)
+        self._check(name, number)
+        return number
+
+    def config(self, name: str) -> Any:
+        """Return a plain value: the number, the serialised schedule, or the callable's number now."""
+        given: Any = self._given[name]
+        if isinstance(given, LearningRateSchedule):
+            return schedules.serialize(given)
+        result: Any = given() if callable(given) else given
+        return float(result)

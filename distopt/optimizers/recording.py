@@ -1,0 +1,123 @@
+"""From what users call a loss to a tape, a target and the variables to train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from distopt import ops
+from distopt.aggregators import Pair
+from distopt.tape import GradientTape, Tensor
+from distopt.variables import Variable
+
+__all__ = ["check_floating", "check_pairs", "flattened", "record", "with_gradient", "without_repeats"]
+
+
+def record(
+    loss: Callable[[], Any] | Tensor,
+    var_list: Any,
+    tape: GradientTape | None,
+) -> tuple[GradientTape, Tensor, list[Variable]]:
+    """Compute a loss if it is a callable, and settle which variables to train.
+
+    Args:
+        loss: callable without arguments, or a Tensor recorded on `tape`.
+        var_list: (nested lists of) variables, which are watched, trainable or not; a callable that
+            returns them, called after the loss; None for the trainable ones that the loss used.
+        tape: the tape that recorded a loss given as a Tensor.
+
+    Raises:
+        TypeError: the loss is neither callable nor a Tensor.
+        ValueError: a Tensor without a tape; a loss that isn't of a floating dtype; no variables, or
+            something else among them.
+    """
+    if callable(loss):
+        with tape or GradientTape() as recording:
+            if var_list is not None and not callable(var_list):
+                recording.watch(flattened(var_list))
+            target = loss()
+            if isinstance(target, Variable):  # no operation has read it yet
+                target = ops.identity(target)
+    elif isinstance(loss, Tensor):
+        if tape is None:
+            raise ValueError("`tape` is required when a `Tensor` loss is passed: the tape that recorded it")
+        recording, target = tape, loss
+    else:
+        raise TypeError(f"loss must be callable or a Tensor recorded on a tape, got {type(loss).__name__}")
+    if callable(var_list):
+        var_list = var_list()
+    if not isinstance(target, Tensor):
+        raise ValueError(f"Invalid type {type(target).__name__} for the loss, expected a floating Tensor")
+    check_floating("the loss", target)
+    if var_list is None:
+        var_list = [v for v in recording.watched_variables() if v.trainable]
+    variables = flattened(var_list)
+    if not variables:
+        raise ValueError("No variables to optimize.")
+    return recording, target, variables
+
+
+def check_floating(what: str, value: Any) -> None:
+    """Raise ValueError for an array, Tensor or Variable that is not of a floating dtype."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None and dtype.kind not in "fV":  # "V" is what ml_dtypes' bfloat16 shows
+        raise ValueError(f"Invalid type {dtype} for {what}, expected float16, bfloat16, float32 or float64")
+
+
+def flattened(nested: Any) -> list[Any]:
+    """Return the leaves of nested lists, tuples and dictionaries; iterators are read to their end."""
+    if isinstance(nested, dict):
+        nested = list(nested.values())
+    elif isinstance(nested, Iterator):
+        nested = list(nested)
+    if isinstance(nested, list | tuple):
+        return [leaf for item in nested for leaf in flattened(item)]
+    return [nested]
+
+
+def check_pairs(pairs: Iterable[Any]) -> list[Pair]:
+    """Return the pairs as a list.
+
+    Raises:
+        TypeError: something among them is no pair, or its second part is no Variable.
+    """
+    checked: list[Pair] = []
+    for pair in pairs:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(f"expected pairs of (gradient, variable), got {pair!r}")
+        if not isinstance(pair[1], Variable):
+            raise TypeError(f"gradients are applied to Variables, got {type(pair[1]).__name__}")
+        checked.append(pair if type(pair) is tuple else (pair[0], pair[1]))
+    return checked
+
+
+def with_gradient(pairs: list[Pair]) -> list[Pair]:
+    """Return the pairs that have a gradient.
+
+    Raises:
+        ValueError: none has.
+    """
+    kept = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
+    if not kept:
+        names = ", ".join(repr(variable.name) for _, variable in pairs)
+        raise ValueError(
+            f"No gradients provided for any variable: {names}. The loss does not depend on them, or was "
+            "computed outside the tape."
+        )
+    return kept
+
+
+def without_repeats(pairs: list[Pair]) -> Iterator[list[Pair]]:
+    """Split pairs so that no group has a variable twice: repeated updates apply one after another."""
+    if len({id(variable) for _, variable in pairs}) == len(pairs):
+        yield pairs
+        return
+    group: list[Pair] = []
+    seen: set[int] = set()
+    for gradient, variable in pairs:
+        if id(variable) in seen:
+            yield group
+            group, seen = [], set()
+        group.append((gradient, variable))
+        seen.add(id(variable))
+    yield group
