@@ -12,21 +12,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from distopt.elementwise import elementwise
 from distopt.optimizers import adadelta, adagrad, adam, adamax, ftrl, gradient_descent, nadam, rmsprop
 from distopt.optimizers import optimizer as engine
 from distopt.optimizers.averages import update_average
 from distopt.optimizers.updates import ApplyState
+from distopt.optimizers.weight_decay import shrink
 from distopt.variables import Variable
 
 __all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "Adamax", "Ftrl", "Nadam", "Optimizer", "RMSprop"]
-
-
-@elementwise
-def shrink(value: Any, *, rate: float) -> Any:
-    """Weight decay by itself: w -= rate w."""
-    value = value - rate * value
-    return value  # noqa: RET504  (the name tells what is updated)
 
 
 class Optimizer(engine.Optimizer):
@@ -131,7 +124,7 @@ class Optimizer(engine.Optimizer):
             if not self._is_undecayed(variable):
                 rate = (self._values or {})["learning_rate"] * (self.weight_decay or 0.0)
                 with variable.device.activate():
-                    shrink(variable.value, rate=rate)
+                    shrink(variable.value, shrinkage=rate)
         return super()._prepare(var_list)
 
     def _is_undecayed(self, variable: Variable) -> bool:
