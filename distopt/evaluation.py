@@ -68,7 +68,7 @@ def load_weights(path: Path, replica: Replica, weights: dict[str, Array]) -> Non
     Raises:
         CheckpointError: one is missing or has another shape; the message names it.
     """
-    for variable in replica.variables:
+    for variable in (*replica.variables, *replica.statistics):
         found = weights.get(variable.name)
         if found is None or found.shape != variable.shape:
             what = "is missing" if found is None else f"has shape {found.shape}"

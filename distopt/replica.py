@@ -52,6 +52,7 @@ class Replica:
     Attributes:
         device: where the copy lives.
         variables: its trainable variables, in the order of their creation.
+        statistics: its other variables, like the moving averages of batch normalization.
         arena: their memory.
     """
 
@@ -65,6 +66,7 @@ class Replica:
         with self._graph.as_default(), self._graph.step(), device.activate():
             self._run_model(device.zeros((1, *example_shape)), training=False)
             self.variables: list[Variable] = scopes.trainable_variables()
+            self.statistics = [v for v in scopes.global_variables() if not v.trainable]
             self._regularization = scopes.get_regularization_losses()
         self.arena = Arena(self.variables, device)
 

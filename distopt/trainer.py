@@ -319,8 +319,8 @@ class Trainer:
                 signal.signal(number, handler)
 
     def weights(self) -> dict[str, Array]:
-        """Return the weights and their moving averages by name."""
-        found: dict[str, Array] = {}
+        """Return the weights and their moving averages, and this rank's statistics, by name."""
+        found = {variable.name: variable.numpy() for variable in self.replicas[0].statistics}
         for variable in self.replicas[0].variables:
             found[variable.name] = variable.numpy()
             average = self.averages.average(variable)
@@ -412,6 +412,8 @@ class Trainer:
             if average is not None:
                 average.assign(weights[self.averages.average_name(variable)])
         self._copy_to_other_replicas()
+        for other in self.replicas[1:]:
+            load_weights(path, other, weights)
 
 
 def _from_rank_0(communicator: Communicator, read: Callable[[], Any]) -> Any:

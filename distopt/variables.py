@@ -118,7 +118,7 @@ class Operand:
 
     def reshape(self, *shape: Any) -> Any:
         """Return a Tensor of another shape, given as one tuple or as several lengths."""
-        lengths = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        lengths = shape[0] if len(shape) == 1 and not hasattr(shape[0], "__index__") else shape
         return operators["reshape"](self, shape=tuple(lengths))
 
     def transpose(self, axes: Sequence[int] | None = None) -> Any:

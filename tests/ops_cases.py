@@ -63,6 +63,7 @@ CASES = {
         ((_normal(3, 2, 2), _normal(2), None), {"communicator": LocalCommunicator()}),
         ((_normal(0, 3), _normal(3), _normal(3)), {}),
     ],
+    "sum_over_ranks": [((_normal(3, 2),), {"communicator": LocalCommunicator()})],
     "identity": [((_normal(3),), {})],
     "reshape": [((_normal(3, 4),), {"shape": (2, 6)}), ((_normal(2, 3, 2),), {"shape": (-1, 2)})],
     "transpose": [((_normal(2, 3, 4),), {"axes": (2, 0, 1)}), ((_normal(2, 3),), {})],

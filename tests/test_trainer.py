@@ -1,5 +1,6 @@
 """Training over ranks as threads; the same claims under mpirun are in tests/distributed."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import training
 
+from distopt import layers
 from distopt.backend import Device, current_device
 from distopt.communicators import connect
 from distopt.errors import CheckpointError, CommunicatorError, NonFiniteError
@@ -300,3 +302,42 @@ def test_the_step_runs_with_the_first_replicas_device_current():
         training.run(made)
         assert current_device() == Device("cpu", 0)
     assert seen == [Device("cpu", 3)]
+
+
+def _network_with_dropout(images, training):
+    x = layers.dropout(layers.flatten(images), 0.5, training=training)
+    return layers.dense(x, 3, name="logits")
+
+
+@pytest.mark.parametrize(("ranks", "replicas"), [(3, 1), (1, 2), (2, 2)])
+def test_dropout_does_not_depend_on_how_the_global_batch_is_cut(ranks, replicas):
+    task = dataclasses.replace(training.TASK, model=_network_with_dropout)
+
+    def run(communicator, replicas=replicas):
+        return training.state(training.run(training.trainer(communicator, replicas, task, global_batch=17)))
+
+    with connect("local") as communicator:
+        expected = run(communicator, replicas=1)
+    for found in world(ranks, run):
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=2e-4, atol=2e-6, err_msg=name)
+
+
+def _network_with_batch_normalization(images, training):
+    x = layers.batch_normalization(images + 5.0, momentum=0.9, training=training, name="bn")
+    return layers.dense(layers.flatten(x), 3, name="logits")
+
+
+def test_moving_averages_of_batch_normalization_are_saved_and_resumed(tmp_path):
+    task = dataclasses.replace(training.TASK, model=_network_with_batch_normalization)
+    with connect("local") as communicator:
+        first = training.trainer(communicator, 2, task, output=tmp_path)
+        training.run(first)
+        second = training.trainer(communicator, 2, task, output=tmp_path)
+        second.resume()
+    mean, variance = (v.numpy() for v in first.replicas[0].statistics)
+    assert mean == pytest.approx([5 * (1 - 0.9**4)], rel=1e-5)  # images are standardised
+    for replica in second.replicas:
+        assert [v.name for v in replica.statistics] == ["bn/moving_mean", "bn/moving_variance"]
+        np.testing.assert_array_equal(replica.statistics[0].numpy(), mean)
+        np.testing.assert_array_equal(replica.statistics[1].numpy(), variance)

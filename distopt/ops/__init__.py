@@ -41,7 +41,13 @@ from distopt.ops.losses import (
 from distopt.ops.means import is_mean, warn_of_mean_of_means
 from distopt.ops.neural import average_pool, chain, conv2d, local_response_normalization, max_pool
 from distopt.ops.nn import add_n, bias_add
-from distopt.ops.normalization import Moments, batch_moments, batch_normalization, normalize
+from distopt.ops.normalization import (
+    Moments,
+    batch_moments,
+    batch_normalization,
+    normalize,
+    sum_over_ranks,
+)
 from distopt.ops.reductions import l2_loss, reduce_mean, reduce_sum, regularization_loss
 from distopt.ops.selection import where
 from distopt.ops.shaping import (
@@ -115,6 +121,7 @@ __all__ = [
     "square",
     "stop_gradient",
     "subtract",
+    "sum_over_ranks",
     "swish",
     "tanh",
     "transpose",

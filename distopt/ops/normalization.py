@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,9 +12,9 @@ from distopt.communicators.communicator import Communicator
 from distopt.ops.arithmetic import sqrt, square
 from distopt.ops.reductions import reduce_sum
 from distopt.tape import Context, Tensor, primitive
-from distopt.variables import Operand, value_of
+from distopt.variables import value_of
 
-__all__ = ["Moments", "batch_moments", "batch_normalization", "normalize"]
+__all__ = ["Moments", "batch_moments", "batch_normalization", "normalize", "sum_over_ranks"]
 
 Count: TypeAlias = "int | Array"
 
@@ -44,7 +43,7 @@ def batch_moments(x: Any, communicator: Communicator | None = None) -> Moments:
         communicator: whose ranks' batches are taken as one. Collective: two all_reduces of C numbers,
             and every rank joins, those without examples too. None: this replica's batch alone.
     """
-    value = x.value if isinstance(x, Operand) else x
+    value = value_of(x)
     xp = namespace(value)
     flat = value.reshape(-1, value.shape[-1])
     wide = np.promote_types(value.dtype, np.float32)
@@ -151,16 +150,42 @@ def _(
     moments: Moments | None = None,
     communicator: Communicator | None = None,
 ) -> Tensor:
-    del moments  # they are constants; here they have to depend on x
-    if communicator is not None and communicator.size > 1:
-        raise RuntimeError(
-            "second derivatives of a batch normalization over several ranks' batches aren't available; "
-            "normalize each replica's batch by itself (communicator=None)"
-        )
-    shape = value_of(x).shape
-    axes, count = tuple(range(len(shape) - 1)), max(1, math.prod(shape[:-1]))
-    centred = x - reduce_sum(x, axis=axes) / count
-    return normalize(centred, 0.0, reduce_sum(square(centred), axis=axes) / count, beta, gamma, epsilon)
+    del moments  # the same numbers, but cut off from x
+    axes = tuple(range(x.ndim - 1))
+    count: Any = value_of(x)[..., :1].size
+    if communicator is not None:
+        count = communicator.all_reduce(namespace(value_of(x)).full(1, count, np.float64)).wait()
+        count = count.astype(x.dtype)
+    # At least 1 in every place: a batch without any values is no reason to divide by zero.
+    count = count + (count == 0)
+
+    def mean_of(values: Any) -> Any:
+        total = reduce_sum(values, axis=axes)
+        if communicator is not None:
+            total = sum_over_ranks(total, communicator=communicator)
+        return total / count
+
+    mean = mean_of(x)
+    return normalize(x, mean, mean_of(square(x - mean)), beta, gamma, epsilon)
+
+
+@primitive
+def sum_over_ranks(context: Context, x: Any, *, communicator: Communicator) -> Any:
+    """Return the sum of all ranks' `x`. Collective, forward and backward.
+
+    The gradient is that of the sum of all ranks' losses: what each rank's loss says of the sum, added up.
+
+    Args:
+        context: of the tape.
+        x: of one shape and dtype on all ranks.
+        communicator: of the ranks.
+    """
+    return communicator.all_reduce(namespace(x).array(x, order="C")).wait()
+
+
+@sum_over_ranks.gradient
+def _(context: Context, upstream: Any) -> tuple[Any]:
+    return (sum_over_ranks.alike(upstream, communicator=context.options["communicator"]),)
 
 
 def normalize(

@@ -226,7 +226,9 @@ class ExponentialMovingAverage:
     def _flat_of(self, slab: Slab) -> Array:
         """Return the averages of a slab's variables, laid out like its values."""
         if id(slab) not in self._flat:
-            flat = namespace(slab.values).zeros_like(slab.values)
+            device = slab.variables[0].device
+            with device.activate():
+                flat = device.zeros(slab.values.size, slab.dtype)
             self._flat[id(slab)] = slab, flat
         return self._flat[id(slab)][1]
 

@@ -229,12 +229,10 @@ def _final(gradient: Any, source: Any, walk: Walk) -> Any:
     if gradient is None:
         return None
     destination = source.gradient if walk.into_arena and isinstance(source, Variable) else None
-    if isinstance(gradient, IndexedSlices):
-        if destination is None:
-            return gradient if is_watched([gradient]) else value_of(gradient)
-        gradient = gradient.to_dense()  # a variable in an arena has a dense segment
     if destination is None:
         return gradient if is_watched([gradient]) else value_of(gradient)
+    if isinstance(gradient, IndexedSlices):
+        gradient = gradient.to_dense()  # a variable in an arena has a dense segment
     if gradient is destination:
         return gradient
     destination[...] = gradient

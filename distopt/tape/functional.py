@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from distopt.tape.aggregation import checked_method
 from distopt.tape.backward import Walk, backward
 from distopt.tape.gates import GATE_NONE, GATE_OP
 from distopt.tape.nested import as_list
@@ -55,7 +54,6 @@ def gradients(
         TypeError: an x is neither Variable nor Tensor.
     """
     zero = wants_zeros(unconnected_gradients)
-    checked_method(aggregation_method)  # an unknown method is an error even where nothing is added
     targets, sources = as_list(ys), as_list(xs)
     for source in sources:
         if not isinstance(source, Operand):

@@ -241,6 +241,7 @@ def primitive(forward: _Forward) -> Primitive:
     """Make a primitive of `forward(context, *arrays, **options) -> array`.
 
     Positional arguments are what it can be differentiated by, keyword arguments are options. Its
-    vector-Jacobian product is given with `@name.gradient`.
+    vector-Jacobian product is given with `@name.gradient`, and, where that isn't a formula that Tensors can
+    go through, its composed form with `@name.composed`.
     """
     return Primitive(forward)

@@ -96,6 +96,13 @@ def test_an_object_works_in_steps_and_inside_a_reused_scope(graph):
         layers.Dense(1, name="d")(_X)
 
 
+def test_an_object_makes_its_variables_where_a_function_would_have_to_reuse():
+    with scopes.variable_scope("s", reuse=True):
+        assert layers.Dense(1, name="d")(_X).shape == (1, 1)
+        with pytest.raises(ValueError, match="'s/e/weights' does not exist"):
+            layers.dense(_X, 1, name="e")
+
+
 def test_an_object_has_variables_of_its_own_in_every_graph(graph):
     layer = layers.Dense(3, name="d")
     first = layer(_X).numpy()
@@ -185,6 +192,15 @@ def test_a_sequential_model_is_its_layers_one_after_the_other():
     np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-5, atol=1e-6)
     for gradient, own in zip(tape.gradient(expected, model.trainable_variables), gradients, strict=True):
         np.testing.assert_allclose(own, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_neighbouring_convolutions_are_one_chain_with_the_channels_between_them():
+    images = np.random.default_rng(0).standard_normal((2, 6, 6, 3)).astype("f4")
+    parts = [layers.Conv2D(5, 3, activation="relu"), layers.AveragePool2D(2), layers.Conv2D(2, 3)]
+    found = layers.Sequential(parts)(images)
+    assert [v.shape for v in parts[2].variables] == [(3, 3, 5, 2), (2,)]
+    step_by_step = parts[2](parts[1](parts[0](images))).numpy()
+    np.testing.assert_allclose(found.numpy(), step_by_step, rtol=1e-5, atol=1e-6)
 
 
 def test_a_sequential_model_tells_its_layers_whether_they_train(graph):

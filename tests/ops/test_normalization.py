@@ -113,6 +113,38 @@ def test_over_ranks_it_is_what_one_process_computes_on_the_whole_batch(cuts):
         np.testing.assert_allclose(joined, whole[position], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("cuts", [[2], [0, 3]], ids=str)
+def test_second_derivatives_over_ranks_are_those_of_one_process(cuts):
+    x = _RANDOM.standard_normal((5, 3))
+
+    def run(part, communicator):
+        operand, gamma = Variable(part), Variable(np.array([1.0, 2.0, -1.0]))
+        with GradientTape() as outer:
+            with GradientTape() as inner:
+                y = ops.batch_normalization(operand, gamma, None, communicator=communicator)
+                loss = ops.reduce_sum(y * y * y)
+            first = inner.gradient(loss, operand)
+            loss = ops.reduce_sum(first * first)
+        return outer.gradient(loss, [operand, gamma])
+
+    whole = run(x, None)
+    parts = np.split(x, cuts)
+    found = world(len(parts), lambda ranks: run(parts[ranks.rank], ranks))
+    np.testing.assert_allclose(np.concatenate([by_x for by_x, _ in found]), whole[0], rtol=1e-8, atol=1e-9)
+    np.testing.assert_allclose(sum(by_gamma for _, by_gamma in found), whole[1], rtol=1e-8, atol=1e-9)
+
+
+def test_the_sum_over_ranks_and_its_gradient():
+    def run(ranks):
+        x = Variable(np.array([1.0, 2.0]) * (ranks.rank + 1))
+        with GradientTape() as tape:
+            y = ops.sum_over_ranks(x, communicator=ranks) * float(ranks.rank)
+        return y.numpy().tolist(), tape.gradient(y, x).tolist()
+
+    # Sums 1 + 2 + 3 and 2 + 4 + 6; each rank's x moves the loss of all, by 0 + 1 + 2.
+    assert world(3, run) == [([6.0 * rank, 12.0 * rank], [3.0, 3.0]) for rank in range(3)]
+
+
 def test_over_ranks_a_global_batch_without_examples_is_no_error():
     def run(ranks):
         moments = ops.batch_moments(np.zeros((0, 2)), ranks)

@@ -90,6 +90,16 @@ def test_a_composed_form_computes_what_the_primitive_computes(name):
         np.testing.assert_allclose(composed.numpy(), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_among_equal_maxima_the_first_has_the_gradient_under_an_outer_tape_too():
+    x = Variable(np.full((1, 2, 2, 1), 3.0))
+    with GradientTape() as outer:
+        with GradientTape() as inner:
+            y = ops.reduce_sum(ops.square(ops.max_pool(x)))
+        first = inner.gradient(y, x)
+    assert first.numpy().ravel().tolist() == [6.0, 0.0, 0.0, 0.0]
+    assert outer.gradient(first, x).ravel().tolist() == [2.0, 0.0, 0.0, 0.0]
+
+
 @pytest.mark.parametrize("power", [2, 2.0, 3.0])
 def test_all_derivatives_of_a_power_are_finite_at_zero(power):
     x = Variable(0.0)

@@ -109,3 +109,37 @@ def test_a_gradient_goes_back_through_a_cast_in_the_inputs_dtype():
     assert y.dtype == np.float32
     gradient = tape.gradient(y, x)
     assert (gradient.dtype, gradient.tolist()) == (np.float64, [3.0, 3.0])
+
+
+def test_where_takes_from_either_side():
+    condition = np.array([True, False, True])
+    assert ops.where(np.array([1.0, 2.0, 3.0]), -1.0, condition=condition).numpy().tolist() == [1, -1, 3]
+
+
+def test_broadcast_to_repeats():
+    found = ops.broadcast_to(np.array([[1.0], [2.0]]), shape=(2, 2, 3)).numpy()
+    assert found.tolist() == [[[1, 1, 1], [2, 2, 2]]] * 2
+
+
+def test_scatter_slice_puts_values_among_zeros():
+    found = ops.scatter_slice(np.array([1.0, 2.0]), key=slice(0, None, 2), shape=(4,))
+    assert found.numpy().tolist() == [1, 0, 2, 0]
+
+
+def test_scatter_rows_adds_rows_that_repeat():
+    found = ops.scatter_rows(np.array([[1.0], [2.0], [4.0]]), indices=np.array([2, 0, 2]), rows=3)
+    assert found.numpy().tolist() == [[2], [0], [5]]
+    with pytest.raises(ValueError, match="indices go from 0 to 3, but there are rows 0 to 2 only"):
+        ops.scatter_rows(np.ones((2, 1)), indices=np.array([0, 3]), rows=3)
+
+
+def test_methods_of_operands_are_numpys():
+    x = Variable(np.arange(6.0).reshape(2, 3))
+    assert x.T.numpy().tolist() == x.numpy().T.tolist()
+    assert x.reshape(3, 2).shape == x.reshape((3, 2)).shape == x.reshape(-1, 2).shape == (3, 2)
+    assert x.sum(axis=0, keepdims=True).numpy().tolist() == [[3, 5, 7]]
+    assert float(x.sum()) == 15
+    assert x.transpose((1, 0)).shape == (3, 2)
+    assert x.astype(np.float32).dtype == np.float32
+    assert np.asarray(x, np.float32).tolist() == x.numpy().tolist()
+    assert x.reshape(6).size == x.reshape(np.int64(-1)).size == 6

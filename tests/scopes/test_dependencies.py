@@ -95,7 +95,9 @@ def test_outside_of_steps_update_ops_that_are_done_leave_the_collection(events):
     with control_dependencies([first]):
         pass
     assert scopes.get_collection(GraphKeys.UPDATE_OPS) == [second]
+    scopes.add_to_collection(GraphKeys.UPDATE_OPS, first)  # done already
     assert run_update_ops() == 1
+    assert events == ["a", "b"]
     assert scopes.get_collection(GraphKeys.UPDATE_OPS) == []
 
 

@@ -152,6 +152,7 @@ def test_name_scopes_start_anew_in_every_step(graph):
 
 
 def test_default_names_and_reuse_variables_end_with_the_step(graph):
+    assert scopes.get_variable_scope().reuse is False
     for _ in range(2):
         with graph.step():
             names = []
@@ -201,6 +202,14 @@ def test_the_name_of_a_result_is_below_the_name_scope_and_numbered():
         assert ops.square(1.0, name="b").name == "a/b_1"
     with pytest.raises(ValueError, match="'a b' is not a valid name"):
         ops.square(1.0, name="a b")
+
+
+def test_names_are_numbered_around_variables_alike_in_every_step(graph):
+    for _ in range(2):
+        with graph.step():
+            get_variable("w", [1])
+            assert ops.square(1.0, name="w").name == "w_1"
+            assert scopes.new_variable(1.0, name="w").name == "w_2"
 
 
 def test_steps_are_numbered(graph):

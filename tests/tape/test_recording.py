@@ -172,6 +172,7 @@ def test_reset_forgets_what_was_recorded_and_watched():
         before = x * x
         tape.reset()
         assert tape.watched_variables() == ()
+        assert (before * 2.0).node is None
         after = before * x * fixed
     assert tape.gradient(before, x) is None
     assert float(tape.gradient(after, x)) == 36.0

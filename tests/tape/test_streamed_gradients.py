@@ -76,3 +76,13 @@ def test_streamed_gradients_are_arrays_under_an_outer_tape_too():
         ((gradient, _),) = inner.gradients(y, [x])
     assert gradient is x.gradient
     assert gradient.tolist() == [2.0, 4.0]
+
+
+def test_variables_that_the_tape_does_not_watch_come_last_with_none():
+    x, fixed = Variable(3.0), Variable(2.0, trainable=False)
+    with GradientTape() as tape:
+        z = x * fixed
+    assert [(g if g is None else float(g), v) for g, v in tape.gradients(z, [fixed, x])] == [
+        (2.0, x),
+        (None, fixed),
+    ]
