@@ -23,7 +23,7 @@ __all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "Adamax", "Ftrl", "Nadam", "Opt
 
 
 @elementwise
-def shrink(value: Any, *, rate: float) -> Any:
+def keras_decay(value: Any, *, rate: float) -> Any:
     """Weight decay by itself: w -= rate w."""
     value = value - rate * value
     return value  # noqa: RET504  (the name tells what is updated)
@@ -131,7 +131,7 @@ class Optimizer(engine.Optimizer):
             if not self._is_undecayed(variable):
                 rate = (self._values or {})["learning_rate"] * (self.weight_decay or 0.0)
                 with variable.device.activate():
-                    shrink(variable.value, rate=rate)
+                    keras_decay(variable.value, rate=rate)
         return super()._prepare(var_list)
 
     def _is_undecayed(self, variable: Variable) -> bool:
