@@ -78,20 +78,20 @@ def test_nothing_has_decayed_when_a_gradient_is_refused():
 
 
 def test_averages_follow_and_overwrite_every_so_often():
-    # w: 8 -> 6 -> 4; averages: 8 -> 7 -> 5.5, which w is set to after the second update.
-    optimizer = keras_new.SGD(1.0, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=2)
+    # w: 8 -> 6 -> 4; averages: 8 -> 7.5 -> 6.625, which w is set to after the second update.
+    optimizer = keras_new.SGD(1.0, use_ema=True, ema_momentum=0.75, ema_overwrite_frequency=2)
     w = after(optimizer, 2.0, start=8.0)
-    assert (float(w), float(optimizer.get_slot(w, "average"))) == (6.0, 7.0)
+    assert (float(w), float(optimizer.get_slot(w, "average"))) == (6.0, 7.5)
     optimizer.apply_gradients([(2.0, w)])
-    assert (float(w), float(optimizer.get_slot(w, "average"))) == (5.5, 5.5)
+    assert (float(w), float(optimizer.get_slot(w, "average"))) == (6.625, 6.625)
 
 
 def test_averages_can_be_taken_at_the_end():
-    optimizer = keras_new.SGD(1.0, use_ema=True, ema_momentum=0.5)
+    optimizer = keras_new.SGD(1.0, use_ema=True, ema_momentum=0.75)
     w, idle = after(optimizer, 2.0, 2.0, start=8.0), Variable(1.0, name="idle")
     assert float(w) == 4.0
     optimizer.finalize_variable_values([w])
-    assert float(w) == 5.5
+    assert float(w) == 6.625
     with pytest.raises(KeyError, match="no slot 'average' for variable 'idle'"):
         optimizer.finalize_variable_values([idle])
     with pytest.raises(RuntimeError, match="pass use_ema=True"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distopt import optimizers
-from distopt.optimizers import SGD, Adadelta, Adagrad, Adam, Adamax, Ftrl, Nadam, RMSprop
+from distopt.optimizers import SGD, Adadelta, Adagrad, Adam, Adamax, Ftrl, Nadam, RMSprop, tf1
 from distopt.schedules import ExponentialDecay
 from distopt.variables import Variable
 
@@ -197,6 +197,13 @@ def test_ftrl_with_any_power_follows_its_recurrence_and_the_power_can_be_set():
     optimizer.learning_rate_power = -0.5
     optimizer.apply_gradients([(0.0, w)])  # z stays, n^0.5 = 4
     assert float(w) == pytest.approx(-z / (4 / 0.5), rel=1e-14)
+
+
+@pytest.mark.parametrize("cls", [Ftrl, tf1.FtrlOptimizer])
+def test_the_usual_power_takes_roots_which_are_exact(cls):
+    for power in (-0.5, -0.3):
+        optimizer = cls(0.5, learning_rate_power=power)
+        assert optimizer.rule.formula(**optimizer.options()).exact == (power == -0.5)
 
 
 def test_nan_gives_nan_in_ftrl_and_not_zero():
