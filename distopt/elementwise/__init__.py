@@ -23,6 +23,7 @@ from __future__ import annotations
 from numpy import exp, isfinite, isnan, log, maximum, minimum, sign, sqrt, square, where
 
 from distopt.elementwise.checks import DTYPES
+from distopt.elementwise.decayed import decayed
 from distopt.elementwise.rule import CpuPath, Elementwise, Rule, elementwise
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Elementwise",
     "CpuPath",
     "Rule",
+    "decayed",
     "elementwise",
     "exp",
     "isfinite",

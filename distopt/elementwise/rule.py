@@ -11,7 +11,7 @@ import numpy as np
 from distopt.backend import Array, memory_pool, namespace
 from distopt.elementwise import blocked, cuda, jitted
 from distopt.elementwise.checks import check_arrays, check_indices, dtype_name, kind_of, number
-from distopt.elementwise.formula import Formula
+from distopt.elementwise.formula import Formula, Signature
 from distopt.elementwise.reader import read_formulas
 
 __all__ = ["CpuPath", "Elementwise", "Rule", "elementwise"]
@@ -34,17 +34,23 @@ class Rule:
         options: names of the keyword-only parameters annotated `bool`.
         defaults: default values of scalars and options.
         outputs: the arrays that the function returns, and that a call updates.
+        formulas: what was read, by the settings of the options.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        signature, self._formulas = read_formulas(function)
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        read: tuple[Signature, Mapping[tuple[bool, ...], Formula]] | None = None,
+    ) -> None:
+        # `read` is there where the formulas were made from another rule's, not from a source.
+        signature, self.formulas = read or read_formulas(function)
         self.name = function.__name__
         self.function = function
         self.arrays = signature.arrays
         self.scalars = signature.scalars
         self.options = signature.options
         self.defaults: Mapping[str, float | bool] = signature.defaults
-        self.outputs = next(iter(self._formulas.values())).returned
+        self.outputs = next(iter(self.formulas.values())).returned
         functools.update_wrapper(self, function)
 
     def __repr__(self) -> str:
@@ -182,7 +188,7 @@ class Rule:
                     f"{self.name}: the static option {name} must be True or False, got {values[name]!r}."
                 )
         scalars = [] if control is not None else [number(self.name, n, values[n]) for n in self.scalars]
-        return self._formulas[tuple(bool(values[name]) for name in self.options)], scalars
+        return self.formulas[tuple(bool(values[name]) for name in self.options)], scalars
 
     def _used(self, formula: Formula, arrays: Sequence[Array | None]) -> dict[str, Array]:
         if len(arrays) != len(self.arrays):
@@ -302,12 +308,19 @@ class Elementwise:
                 construct.
             ValueError: the source can't be found, or another function's rule has this name.
         """
-        rule = Rule(function)
+        return self.add(Rule(function))
+
+    def add(self, rule: Rule) -> Rule:
+        """Put a rule into the registry and return it.
+
+        Raises:
+            ValueError: another function's rule has its name.
+        """
         known = self.registry.get(rule.name)
-        if known is not None and _origin(known.function) != _origin(function):
+        if known is not None and _origin(known.function) != _origin(rule.function):
             raise ValueError(
                 f"there is a rule {rule.name!r} in {'.'.join(_origin(known.function))} already; "
-                f"names of rules are unique. Rename the one in {'.'.join(_origin(function))}."
+                f"names of rules are unique. Rename the one in {'.'.join(_origin(rule.function))}."
             )
         self.registry[rule.name] = rule
         return rule

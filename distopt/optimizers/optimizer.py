@@ -13,12 +13,13 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from distopt import transforms
+from distopt import ops, transforms
 from distopt.aggregators import Aggregator, GradientAggregator, Pair, Ticket
 from distopt.optimizers.hyperparameters import Hyperparameters
 from distopt.optimizers.recording import check_floating, check_pairs, record, with_gradient
 from distopt.optimizers.updates import Updates
-from distopt.tape import GradientTape
+from distopt.tape import GATE_GRAPH, GATE_NONE, GATE_OP, GradientTape, Tensor
+from distopt.tape.gates import checked_gate
 
 __all__ = ["Optimizer"]
 
@@ -68,9 +69,9 @@ class Optimizer(Updates):
         TypeError: an unknown argument, or an aggregator or transformer that can't be called.
     """
 
-    GATE_NONE: ClassVar[int] = 0
-    GATE_OP: ClassVar[int] = 1
-    GATE_GRAPH: ClassVar[int] = 2
+    GATE_NONE: ClassVar[int] = GATE_NONE
+    GATE_OP: ClassVar[int] = GATE_OP
+    GATE_GRAPH: ClassVar[int] = GATE_GRAPH
 
     settings: ClassVar[tuple[str, ...]] = ()
     """Names of constructor arguments that are attributes but no hyperparameters, for `get_config`."""
@@ -102,6 +103,7 @@ class Optimizer(Updates):
         self._clip_limits = {key: kwargs.get(key) for key in _CLIPS}
         self._clips = transforms.clips(**self._clip_limits)
         self._warned_of: set[str] = set()
+        self._looked_at_loss = False
         self._initial_decay = kwargs.get("decay") or 0.0
         given = dict(hyperparameters or {})
         if kwargs.get("lr") is not None:
@@ -241,8 +243,9 @@ class Optimizer(Updates):
     ) -> Iterable[Pair]:
         check_floating("grad_loss", grad_loss)
         tape, target, variables = record(loss, var_list, tape)
+        self._warn_of_mean(target)
         target = self._transform_loss(target)
-        return tape.gradients(target, variables, grad_loss)
+        return tape.gradients(target, variables, grad_loss, gate_gradients, aggregation_method)
 
     def compute_gradients(
         self,
@@ -275,7 +278,11 @@ class Optimizer(Updates):
         del colocate_gradients_with_ops
         check_floating("grad_loss", grad_loss)
         tape, target, variables = record(loss, var_list, tape)
-        found = tape.gradient(self._transform_loss(target), variables, output_gradients=grad_loss)
+        self._warn_of_mean(target)
+        checked_gate(gate_gradients)
+        found = tape.gradient(
+            self._transform_loss(target), variables, grad_loss, aggregation_method=aggregation_method
+        )
         return list(zip(found, variables, strict=True))
 
     def apply_gradients(
@@ -357,6 +364,12 @@ class Optimizer(Updates):
         if missing:
             self._warned_of.update(missing)
             _log.warning("Gradients do not exist for variables %s when minimizing the loss.", missing)
+
+    def _warn_of_mean(self, loss: Tensor) -> None:
+        """Warn once of a loss whose mean the aggregator would take again."""
+        if not self._looked_at_loss:
+            self._looked_at_loss = True
+            ops.warn_of_mean_of_means(loss, self.gradient_aggregator)
 
     def _transform_loss(self, loss: Any) -> Any:
         """Return the loss to be differentiated; a hook for loss scaling."""

@@ -19,7 +19,7 @@ from distopt.elementwise import Rule
 from distopt.optimizers.recording import without_repeats
 from distopt.optimizers.slots import arena_runs
 from distopt.optimizers.state import State
-from distopt.variables import IndexedSlices, Variable, dense_gradient
+from distopt.variables import IndexedSlices, Variable, dense_gradient, value_of
 
 __all__ = ["ApplyState", "Sparse", "Updates"]
 
@@ -169,6 +169,7 @@ class Updates(State):
 
     def _checked(self, gradient: Any, variable: Variable) -> Any:
         """Return a gradient as an array or slices that fit the variable; nothing has changed yet."""
+        gradient = value_of(gradient)
         if not isinstance(gradient, IndexedSlices):
             return gradient if gradient is variable.gradient else dense_gradient(gradient, variable)
         if variable.constraint is not None:

@@ -8,7 +8,7 @@ from distopt.optimizers import keras_new
 from distopt.schedules import ExponentialDecay
 from distopt.variables import Arena, IndexedSlices, Variable
 
-NEW = [name for name in CLASSES if name.startswith("keras_new.") and name not in ("keras_new.Lion",)]
+NEW = [name for name, cls in CLASSES.items() if issubclass(cls, keras_new.Optimizer)]
 
 
 def after(optimizer, *gradients, start=1.0):

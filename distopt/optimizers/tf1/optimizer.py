@@ -10,6 +10,7 @@ from distopt.optimizers import optimizer as engine
 from distopt.optimizers.recording import check_floating, flattened
 from distopt.scopes.graph import trainable_variables
 from distopt.tape import Tensor, gradients
+from distopt.tape.gates import checked_gate
 from distopt.variables import Variable
 
 __all__ = ["Optimizer"]
@@ -138,7 +139,14 @@ class Optimizer(engine.Optimizer):
             variables = flattened(var_list)
         if not variables:
             raise ValueError("No variables to optimize.")
-        found = gradients(self._transform_loss(loss), variables, None if grad_loss is None else [grad_loss])
+        self._warn_of_mean(loss)
+        checked_gate(gate_gradients)
+        found = gradients(
+            self._transform_loss(loss),
+            variables,
+            None if grad_loss is None else [grad_loss],
+            aggregation_method=aggregation_method,
+        )
         return list(zip(found, variables, strict=True))
 
     def apply_gradients(  # type: ignore[override]
