@@ -12,6 +12,7 @@ from distopt.optimizers.lamb import LAMB
 from distopt.optimizers.lars import LARS
 from distopt.optimizers.lazy_adam import LazyAdam
 from distopt.optimizers.lion import Lion
+from distopt.optimizers.muon import Muon
 from distopt.optimizers.optimizer import Optimizer
 from distopt.optimizers.weight_decay import SGDW, AdamW
 
@@ -25,6 +26,7 @@ __all__ = [
     "ExponentialMovingAverage",
     "LazyAdam",
     "Lion",
+    "Muon",
     "Optimizer",
     "contrib",
     "tf1",
