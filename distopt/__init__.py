@@ -12,6 +12,7 @@ from distopt import (
     errors,
     initializers,
     layers,
+    losses,
     ops,
     optimizers,
     regularizers,
@@ -24,13 +25,21 @@ from distopt.backend import Device
 from distopt.communicators import connect
 from distopt.optimizers import SGD, Adam, ExponentialMovingAverage, Optimizer
 from distopt.scopes import get_variable, variable_scope
-from distopt.tape import GradientTape, Tensor, gradients, primitive
+from distopt.tape import (
+    AggregationMethod,
+    GradientTape,
+    Tensor,
+    UnconnectedGradients,
+    gradients,
+    primitive,
+)
 from distopt.variables import Arena, IndexedSlices, Variable
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Adam",
+    "AggregationMethod",
     "AllReduce",
     "Arena",
     "Device",
@@ -41,6 +50,7 @@ __all__ = [
     "SGD",
     "Tensor",
     "Ticket",
+    "UnconnectedGradients",
     "Variable",
     "aggregators",
     "backend",
@@ -52,6 +62,7 @@ __all__ = [
     "gradients",
     "initializers",
     "layers",
+    "losses",
     "ops",
     "optimizers",
     "primitive",

@@ -1,7 +1,8 @@
 """Regularizers: penalties on the values of variables, with their gradients in closed form.
 
-Names, factors and checks are those of TensorFlow's slim and `tf.contrib.layers`: `l2_regularizer`
-has a factor of one half (Keras' `l2` has none: its `l2(x)` is `l2_regularizer(2 * x)` here).
+Those whose names end with `_regularizer` have the factors and checks of TensorFlow's slim and
+`tf.contrib.layers`: `l2_regularizer(x)` is x * sum(w**2) / 2. Those of Keras, `L1`, `L2` and `L1L2`, have no
+half: `L2(x)` is x * sum(w**2), the same as `l2_regularizer(2 * x)`.
 
 A regularizer given to `get_variable` or to a variable scope leaves one `RegularizationLoss` per
 variable in a collection; nothing is added to a loss by itself. The penalty doesn't depend on
@@ -10,6 +11,8 @@ adds it up sees to it that it counts once.
 
     >>> float(l2_regularizer(0.1)(np.array([1.0, -2.0])))
     0.25
+    >>> float(L2(0.1)(np.array([1.0, -2.0])))
+    0.5
 """
 
 from __future__ import annotations
@@ -27,9 +30,15 @@ from distopt.backend import Array, namespace
 __all__ = [
     "Regularizer",
     "ElasticNet",
+    "L1",
+    "L1L2",
+    "L2",
     "RegularizerSum",
+    "l1",
+    "l1_l2",
     "l1_l2_regularizer",
     "l1_regularizer",
+    "l2",
     "l2_regularizer",
     "no_regularizer",
     "sum_regularizer",
@@ -115,6 +124,83 @@ class ElasticNet(Regularizer):
 
     def __repr__(self) -> str:
         return f"ElasticNet(l1={self.l1}, l2={self.l2})"
+
+
+class L1L2(ElasticNet):
+    """Keras' `l1 * sum(|w|) + l2 * sum(w**2)`, without a factor of one half.
+
+    Args:
+        l1: factor of the sum of absolute values.
+        l2: factor of the sum of squares. (The attribute `l2` is twice it, the factor of half the sum.)
+
+    Raises:
+        ValueError: a factor is no number, negative (Keras lets it pass) or not finite.
+    """
+
+    def __init__(self, l1: float = 0.0, l2: float = 0.0) -> None:
+        for name, factor in (("l1", l1), ("l2", l2)):
+            number = isinstance(factor, numbers.Real) and not isinstance(factor, bool)
+            if not number or not 0.0 <= factor < math.inf:
+                raise ValueError(
+                    f"Value: {factor!r} is not a valid regularization penalty number; {name} must be a "
+                    "finite number, 0 or more."
+                )
+        super().__init__(l1, 2 * l2)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {"l1": self.l1, "l2": self.l2 / 2}
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value}" for name, value in self.get_config().items())
+        return f"{type(self).__name__}({arguments})"
+
+
+class L1(L1L2):
+    """Keras' `l1 * sum(|w|)`.
+
+    Args:
+        l1: the factor.
+
+    Raises:
+        ValueError: it is no number, negative or not finite.
+    """
+
+    def __init__(self, l1: float = 0.01) -> None:
+        super().__init__(l1, 0.0)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's argument."""
+        return {"l1": self.l1}
+
+
+class L2(L1L2):
+    """Keras' `l2 * sum(w**2)`, without a factor of one half.
+
+    Args:
+        l2: the factor.
+
+    Raises:
+        ValueError: it is no number, negative or not finite.
+    """
+
+    def __init__(self, l2: float = 0.01) -> None:
+        super().__init__(0.0, l2)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's argument."""
+        return {"l2": self.l2 / 2}
+
+
+def l1_l2(l1: float = 0.01, l2: float = 0.01) -> L1L2:
+    """Return Keras' `L1L2`; unlike the class it has defaults of 0.01, as in Keras."""
+    return L1L2(l1, l2)
+
+
+l1 = L1
+"""Keras' other name."""
+l2 = L2
+"""Keras' other name."""
 
 
 class RegularizerSum(Regularizer):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from distopt import ops, scopes
+from distopt import layers, ops, scopes
 from distopt.aggregators import Pair, Ticket
 from distopt.backend import Array, Device, asnumpy, namespace
 from distopt.tape import GradientTape, Tensor
@@ -24,10 +24,14 @@ class Batch:
     Attributes:
         images: float32 [n, height, width, channels], already augmented; n may be 0.
         labels: integers [n].
+        step: number of the step, and
+        first_example: index of the first example in the global batch: what dropout's choice depends on.
     """
 
     images: Array
     labels: Array
+    step: int = 0
+    first_example: int = 0
 
 
 class Replica:
@@ -37,7 +41,10 @@ class Replica:
     variables' names only, so every replica starts from the same.
 
     Args:
-        model: images -> logits; creates its variables on the first call.
+        model: images -> logits; creates its variables on the first call. Where it has an argument
+            `training`, it is told. What it adds to the collection LOSSES counts once for each example,
+            like the regularisation losses: a mean over the examples, or a number that doesn't depend on
+            them. What it adds to UPDATE_OPS runs after the forward pass, in order.
         example_shape: (height, width, channels) of the images.
         device: where the copy lives.
         seed: of the initial values.
@@ -49,40 +56,46 @@ class Replica:
     """
 
     def __init__(
-        self, model: Callable[[Any], Tensor], example_shape: Sequence[int], device: Device, seed: int
+        self, model: Callable[..., Tensor], example_shape: Sequence[int], device: Device, seed: int
     ) -> None:
         self.device = device
         self._model = model
+        self._told_of_training = "training" in inspect.signature(model).parameters
         self._graph = scopes.Graph(seed=seed)
-        with self._graph.as_default(), device.activate():
-            self._logits(device.zeros((1, *example_shape)))
+        with self._graph.as_default(), self._graph.step(), device.activate():
+            self._run_model(device.zeros((1, *example_shape)), training=False)
             self.variables: list[Variable] = scopes.trainable_variables()
             self._regularization = scopes.get_regularization_losses()
         self.arena = Arena(self.variables, device)
 
-    def _logits(self, images: Array) -> Tensor:
-        with scopes.variable_scope(scopes.get_variable_scope(), reuse=scopes.AUTO_REUSE):
-            return self._model(images)
+    def _run_model(self, images: Array, training: bool) -> Tensor:
+        return self._model(images, training=training) if self._told_of_training else self._model(images)
+
+    def logits(self, images: Array) -> Tensor:
+        """Return the logits of images outside of training; nothing is recorded."""
+        with self._graph.as_default(), self._graph.step(), self.device.activate():
+            return self._run_model(self.device.asarray(images), training=False)
 
     def forward(self, batch: Batch) -> tuple[GradientTape, Tensor, Ticket]:
         """Compute the loss of a batch, recorded on a tape.
 
-        The loss to be differentiated is the sum over the batch's examples of (cross-entropy +
-        regularisation losses): divided by the global batch, after summing over replicas, weight decay
-        counts once, however the batch is cut.
+        The loss to be differentiated is the sum over the batch's examples of (cross-entropy + losses the
+        model collected + regularisation losses): divided by the global batch, after summing over replicas,
+        weight decay counts once, however the batch is cut.
 
         Returns:
             The tape; the loss; this replica's part of the step's ticket, with the cross-entropy alone.
         """
         labels = self.device.asarray(batch.labels)
-        with self._graph.as_default(), self.device.activate(), GradientTape() as tape:
-            logits = self._logits(self.device.asarray(batch.images))
+        step = self._graph.step(batch.step, batch.first_example)
+        with self._graph.as_default(), step, self.device.activate(), GradientTape() as tape:
+            logits = self._run_model(self.device.asarray(batch.images), training=True)
             cross_entropy = ops.sparse_softmax_cross_entropy(logits, labels=labels)
             loss = cross_entropy
             if len(batch.labels):
-                for record in self._regularization:
-                    penalty = ops.regularization_loss(record.variable, regularizer=record.regularizer)
+                for penalty in (*layers.get_losses(), *layers.regularization_tensors()):
                     loss = loss + penalty * float(len(batch.labels))
+            scopes.run_update_ops()
         return tape, loss, self._ticket(cross_entropy, logits, labels)
 
     def gradients(self, tape: GradientTape, loss: Tensor) -> Iterator[Pair]:
@@ -98,12 +111,12 @@ class Replica:
     def evaluate(self, batch: Batch) -> Ticket:
         """Return the number of examples, the sum of their losses and of right answers."""
         labels = self.device.asarray(batch.labels)
-        with self._graph.as_default(), self.device.activate():
-            logits = self._logits(self.device.asarray(batch.images))
+        logits = self.logits(batch.images)
+        with self.device.activate():
             return self._ticket(ops.sparse_softmax_cross_entropy(logits, labels=labels), logits, labels)
 
     def regularization(self) -> float:
-        """Return the sum of the regularisation losses at the current values."""
+        """Return the sum of the regularisation losses of its variables at their current values."""
         losses = [record.regularizer.loss(record.variable.value) for record in self._regularization]
         return float(sum(float(asnumpy(loss)) for loss in losses))
 

@@ -237,7 +237,7 @@ class Trainer:
             images = self.task.augmentation.train(
                 self.data.images[chosen], epochs[own], chosen, self.settings.seed
             )
-            batches.append(Batch(images, self.data.labels[chosen]))
+            batches.append(Batch(images, self.data.labels[chosen], step, own.start))
         return batches
 
     def _check_finite(self, own: Ticket, shards: list[Batch], pairs: list[Pair]) -> None:

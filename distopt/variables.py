@@ -8,6 +8,7 @@ the optimizer's formula, checksums and checkpoints then work on one array instea
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,18 @@ import numpy as np
 
 from distopt.backend import Array, Device, asnumpy, current_device, device_of, namespace
 
-__all__ = ["Arena", "IndexedSlices", "Operand", "Slab", "Variable", "add_gradients", "dense_gradient"]
+__all__ = [
+    "Arena",
+    "IndexedSlices",
+    "Operand",
+    "Slab",
+    "Variable",
+    "add_gradients",
+    "concatenated",
+    "dense_gradient",
+    "differentiating",
+    "value_of",
+]
 
 _ALIGNMENT_BYTES = 256
 
@@ -26,8 +38,20 @@ operators: dict[str, Callable[..., Any]] = {}
 """Name -> primitive for the Python operators; `distopt.ops` fills it (a lower level can't import it)."""
 
 
+class _Differentiating(threading.local):
+    primitive: str | None = None
+
+
+differentiating = _Differentiating()
+"""Whose gradient this thread is computing with Tensors, for second derivatives; set by the tape."""
+
+
 class Operand:
-    """What takes part in recorded arithmetic: `Variable` and `Tensor`. Operators give a `Tensor`."""
+    """What takes part in recorded arithmetic: `Variable` and `Tensor`. Operators give a `Tensor`.
+
+    The operators and the methods `reshape`, `transpose`, `sum`, `astype` and `T` are NumPy's, so that a
+    formula written with them alone serves arrays and operands alike.
+    """
 
     # NumPy arrays on the left of an operator leave the operation to us.
     __array_ufunc__ = None
@@ -78,6 +102,36 @@ class Operand:
 
     def __getitem__(self, key: Any) -> Any:
         return operators["slice_of"](self, key=key)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        if differentiating.primitive is not None:
+            raise TypeError(
+                f"the gradient of primitive {differentiating.primitive!r} makes a NumPy array of a "
+                f"{type(self).__name__}, and would lose what an outer tape needs"
+            )
+        return np.array(asnumpy(self.value), dtype=dtype, copy=copy)
+
+    @property
+    def T(self) -> Any:  # noqa: N802 (NumPy's name)
+        """The operand with its axes reversed, as a Tensor."""
+        return operators["transpose"](self)
+
+    def reshape(self, *shape: Any) -> Any:
+        """Return a Tensor of another shape, given as one tuple or as several lengths."""
+        lengths = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        return operators["reshape"](self, shape=tuple(lengths))
+
+    def transpose(self, axes: Sequence[int] | None = None) -> Any:
+        """Return a Tensor with the axes in another order; reversed when `axes` is None."""
+        return operators["transpose"](self, axes=axes)
+
+    def sum(self, axis: Any = None, keepdims: bool = False) -> Any:
+        """Return the sum over some axes, or over all, as a Tensor."""
+        return operators["reduce_sum"](self, axis=axis, keepdims=keepdims)
+
+    def astype(self, dtype: Any) -> Any:
+        """Return a Tensor with elements of another dtype."""
+        return operators["cast"](self, dtype=dtype)
 
 
 class Variable(Operand):
@@ -185,12 +239,12 @@ class Variable(Operand):
 
     def assign_add(self, delta: Any) -> Variable:
         """Add `delta`, of the variable's shape or broadcast to it, to the value."""
-        self.value += self.device.asarray(_plain(delta), self.dtype)
+        self.value += self.device.asarray(value_of(delta), self.dtype)
         return self
 
     def assign_sub(self, delta: Any) -> Variable:
         """Subtract `delta`, of the variable's shape or broadcast to it, from the value."""
-        self.value -= self.device.asarray(_plain(delta), self.dtype)
+        self.value -= self.device.asarray(value_of(delta), self.dtype)
         return self
 
     def __float__(self) -> float:
@@ -200,12 +254,17 @@ class Variable(Operand):
         return f"<Variable {self.name!r} shape={self.shape} dtype={self.dtype} device={self.device}>"
 
 
-def _plain(value: Any) -> Any:
+def value_of(value: Any) -> Any:
+    """Return the array of a Variable or Tensor, slices of Tensors as slices of arrays, all else as it is."""
+    if isinstance(value, IndexedSlices):
+        if not isinstance(value.values, Operand):
+            return value
+        return IndexedSlices(value.values.value, value.indices, value.dense_shape)
     return value.value if isinstance(value, Operand) else value
 
 
 def _initial_array(value: Any, dtype: Any, name: str) -> Array:
-    value = _plain(value)
+    value = value_of(value)
     keeps_dtype = hasattr(value, "dtype")
     array = asnumpy(value) if keeps_dtype else np.asarray(value)
     if dtype is None and not keeps_dtype:
@@ -223,7 +282,8 @@ class IndexedSlices:
     """Rows of a larger dense array: the gradient of a gather. Rows may repeat; they add up.
 
     Args:
-        values: array [n, ...]: the rows.
+        values: array [n, ...]: the rows. A Tensor that a tape recorded stays one, for second derivatives;
+            `value_of(slices)` has arrays in any case.
         indices: integer array [n]: which row of the dense array each is.
         dense_shape: shape of the dense array; None where it isn't known.
 
@@ -234,7 +294,7 @@ class IndexedSlices:
     __slots__ = ("dense_shape", "indices", "values")
 
     def __init__(self, values: Any, indices: Any, dense_shape: Sequence[int] | None = None) -> None:
-        self.values: Array = _as_array(values)
+        self.values: Array = values if _is_recorded(values) else _as_array(values)
         self.indices: Array = _as_array(indices)
         self.dense_shape = None if dense_shape is None else tuple(int(n) for n in dense_shape)
         if self.indices.ndim != 1 or self.indices.dtype.kind not in "iu":
@@ -261,8 +321,11 @@ class IndexedSlices:
 
     def deduplicated(self) -> IndexedSlices:
         """Return slices with every index once, in increasing order, repeated rows summed."""
-        xp = namespace(self.values)
+        xp = namespace(self.values, self.indices)
         unique, position = xp.unique(self.indices, return_inverse=True)
+        if isinstance(self.values, Operand):
+            rows = operators["scatter_rows"](self.values, indices=position.reshape(-1), rows=len(unique))
+            return IndexedSlices(rows, unique, self.dense_shape)
         if len(unique) == len(self.indices):
             order = xp.argsort(self.indices)
             return IndexedSlices(self.values[order], unique, self.dense_shape)
@@ -278,6 +341,8 @@ class IndexedSlices:
         """
         if self.dense_shape is None:
             raise ValueError("IndexedSlices without dense_shape can't become a dense array")
+        if isinstance(self.values, Operand):
+            return operators["scatter_rows"](self.values, indices=self.indices, rows=self.dense_shape[0])
         xp = namespace(self.values)
         dense: Array = xp.zeros(self.dense_shape, self.values.dtype)
         xp.add.at(dense, self.indices, self.values)
@@ -290,8 +355,12 @@ class IndexedSlices:
         )
 
 
+def _is_recorded(value: Any) -> bool:
+    return getattr(value, "node", None) is not None
+
+
 def _as_array(value: Any) -> Array:
-    value = _plain(value)
+    value = value_of(value)
     return value if hasattr(value, "dtype") else np.asarray(value)
 
 
@@ -306,14 +375,21 @@ def _check_range(indices: Array, rows: int) -> None:
 def add_gradients(first: Any, second: Any) -> Any:
     """Return the sum of two gradients of one variable in new memory: dense, unless both are slices."""
     if isinstance(first, IndexedSlices) and isinstance(second, IndexedSlices):
-        xp = namespace(first.values)
-        return IndexedSlices(
-            xp.concatenate([first.values, second.values]),
-            xp.concatenate([first.indices, second.indices]),
-            first.dense_shape,
-        )
+        return concatenated([first, second])
     dense = [g.to_dense() if isinstance(g, IndexedSlices) else g for g in (first, second)]
     return dense[0] + dense[1]
+
+
+def concatenated(slices: Sequence[IndexedSlices]) -> IndexedSlices:
+    """Return the sum of slices of one dense array: all their rows, one after the other."""
+    values: list[Any] = [part.values for part in slices]
+    indices = [part.indices for part in slices]
+    xp = namespace(*values, *indices)
+    if any(isinstance(rows, Operand) for rows in values):
+        joined = operators["concat"](*values)
+    else:
+        joined = xp.concatenate(values)
+    return IndexedSlices(joined, xp.concatenate(indices), slices[0].dense_shape)
 
 
 def dense_gradient(gradient: Any, variable: Variable) -> Array:
@@ -323,7 +399,8 @@ def dense_gradient(gradient: Any, variable: Variable) -> Array:
         TypeError: it is no array, number or IndexedSlices.
         ValueError: its shape differs from the variable's.
     """
-    given = gradient.to_dense() if isinstance(gradient, IndexedSlices) else gradient
+    given = value_of(gradient)
+    given = given.to_dense() if isinstance(given, IndexedSlices) else given
     try:
         array = variable.device.asarray(given, variable.dtype)
     except (TypeError, ValueError) as error:

@@ -5,6 +5,7 @@ Inputs are float64 arrays; where a primitive is not smooth they keep away from t
 
 import numpy as np
 
+from distopt.communicators.local import LocalCommunicator
 from distopt.ops.kernels.convolution import Convolution
 from distopt.ops.kernels.lrn import LocalResponseNormalization
 from distopt.ops.kernels.pooling import AveragePool, MaxPool
@@ -56,6 +57,12 @@ CASES = {
         ((_normal(3, 4), _normal(4, 2), _normal(2)), {}),
         ((_normal(5, 4), _normal(4, 3), _normal(3)), {"relu": True}),
     ],
+    "batch_normalization": [
+        ((_normal(6, 4), _normal(4), _normal(4)), {}),
+        ((_normal(2, 3, 2, 3), None, _normal(3)), {"epsilon": 0.1}),
+        ((_normal(3, 2, 2), _normal(2), None), {"communicator": LocalCommunicator()}),
+        ((_normal(0, 3), _normal(3), _normal(3)), {}),
+    ],
     "identity": [((_normal(3),), {})],
     "reshape": [((_normal(3, 4),), {"shape": (2, 6)}), ((_normal(2, 3, 2),), {"shape": (-1, 2)})],
     "transpose": [((_normal(2, 3, 4),), {"axes": (2, 0, 1)}), ((_normal(2, 3),), {})],
@@ -67,6 +74,16 @@ CASES = {
     "gather": [
         ((_normal(5, 3),), {"indices": np.array([4, 0, 4])}),
         ((_normal(4),), {"indices": np.array([[1, 1], [3, 0]])}),
+    ],
+    "scatter_slice": [
+        ((_normal(3, 3),), {"key": slice(1, 4), "shape": (5, 3)}),
+        ((_normal(3),), {"key": (slice(None, None, 2), 1), "shape": (5, 3)}),
+    ],
+    "scatter_rows": [((_normal(3, 2),), {"indices": np.array([4, 0, 4]), "rows": 5})],
+    "broadcast_to": [((_normal(3, 1),), {"shape": (2, 3, 4)}), ((_normal(),), {"shape": (2, 2)})],
+    "where": [
+        ((_normal(3, 4), _normal(4)), {"condition": np.arange(12).reshape(3, 4) % 5 < 2}),
+        ((_normal(4), 0.5), {"condition": np.array([True, False, False, True])}),
     ],
     "reduce_sum": [((_normal(3, 4),), {}), ((_normal(2, 3, 4),), {"axis": (0, 2)})],
     "reduce_mean": [
@@ -84,6 +101,15 @@ CASES = {
         ((_normal(4, 3),), {"labels": _LABELS}),
         ((_normal(4, 3),), {"labels": _LABELS, "reduction": "none"}),
         ((_normal(0, 3),), {"labels": np.zeros(0, np.int64)}),
+    ],
+    "softmax_cross_entropy": [
+        ((_normal(4, 3),), {"labels": _positive(4, 3)}),
+        ((_normal(4, 3),), {"labels": np.eye(3)[_LABELS], "reduction": "none"}),
+        ((_normal(0, 3),), {"labels": np.zeros((0, 3))}),
+    ],
+    "sigmoid_cross_entropy": [
+        ((_normal(4, 3),), {"labels": _random.uniform(0, 1, (4, 3))}),
+        ((np.zeros(3),), {"labels": np.array([0.0, 0.5, 1.0])}),
     ],
     "mean_squared_error": [
         ((_normal(4, 3),), {"targets": _normal(4, 3)}),

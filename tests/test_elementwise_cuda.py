@@ -6,8 +6,8 @@ being there.
 
 import ctypes
 import importlib
-import importlib.util
 import itertools
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -15,6 +15,7 @@ import subprocess
 import numpy as np
 import pytest
 
+import distopt.optimizers
 from distopt.backend import gpu_status
 from distopt.elementwise import (
     DTYPES,
@@ -31,8 +32,8 @@ from distopt.elementwise import (
     where,
 )
 
-if importlib.util.find_spec("distopt.optimizers") is not None:
-    importlib.import_module("distopt.optimizers")  # fills the registry
+for _module in pkgutil.walk_packages(distopt.optimizers.__path__, "distopt.optimizers."):
+    importlib.import_module(_module.name)  # fills the registry
 
 
 @elementwise

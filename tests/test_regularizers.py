@@ -32,6 +32,9 @@ SOME = [
     regularizers.l2_regularizer(0.3),
     regularizers.l1_l2_regularizer(0.2, 0.7),
     regularizers.RegularizerSum([regularizers.l1_regularizer(0.3), regularizers.l2_regularizer(0.1)]),
+    regularizers.L1(0.3),
+    regularizers.L2(0.3),
+    regularizers.L1L2(0.2, 0.7),
     regularizers.no_regularizer,
 ]
 
@@ -131,3 +134,52 @@ def test_config_makes_the_same_regularizer_again():
     assert regularizers.ElasticNet(**config)(WEIGHTS) == pytest.approx(0.5 * 6 + 0.25 * 7)
     with pytest.raises(ValueError, match="l2 must be"):
         regularizers.ElasticNet(0.0, -1.0)
+
+
+def test_keras_l2_has_no_half():
+    # Recorded from TensorFlow: l2(0.1) of [1, -2] is 0.5, contrib's l2_regularizer(0.1) is 0.25.
+    value = np.array([1.0, -2.0])
+    assert regularizers.L2(0.1)(value) == pytest.approx(0.5)
+    assert regularizers.l2(0.1)(value) == pytest.approx(0.5)
+    np.testing.assert_allclose(regularizers.L2(0.1).gradient(value), [0.2, -0.4])
+    assert regularizers.L2(0.1)(value) == regularizers.l2_regularizer(0.2)(value)
+
+
+def test_keras_penalties_are_the_sums_of_their_definitions():
+    assert regularizers.L1(0.5)(WEIGHTS) == pytest.approx(0.5 * 6)
+    assert regularizers.L1L2(0.5, 0.25)(WEIGHTS) == pytest.approx(0.5 * 6 + 0.25 * 14)
+    assert regularizers.L1L2()(WEIGHTS) == 0
+    assert regularizers.l1_l2()(WEIGHTS) == pytest.approx(0.01 * 6 + 0.01 * 14)
+    assert regularizers.l1()(WEIGHTS) == pytest.approx(0.01 * 6)
+    assert regularizers.L2(1)(WEIGHTS) == pytest.approx(14)  # an integer is a number to Keras
+
+
+@pytest.mark.parametrize(
+    "regularizer", [regularizers.L1(0.3), regularizers.L2(0.3), regularizers.L1L2(0.2, 0.7)], ids=repr
+)
+def test_keras_config_makes_the_same_regularizer_again(regularizer):
+    again = type(regularizer)(**regularizer.get_config())
+    assert again.get_config() == regularizer.get_config()
+    assert again(WEIGHTS) == regularizer(WEIGHTS)
+
+
+def test_keras_regularizers_tell_their_arguments():
+    assert repr(regularizers.L2(0.5)) == "L2(l2=0.5)"
+    assert repr(regularizers.L1L2(0.5, 2.0)) == "L1L2(l1=0.5, l2=2.0)"
+
+
+@pytest.mark.parametrize("make", [regularizers.L1, regularizers.L2, regularizers.L1L2])
+@pytest.mark.parametrize(
+    ("factor", "message"),
+    [
+        ("a", "'a' is not a valid regularization penalty number"),
+        (None, "None is not a valid"),
+        (True, "True is not a valid"),
+        (-0.5, "Value: -0.5 is not a valid"),
+        (float("nan"), "Value: nan is not a valid"),
+        (float("inf"), "Value: inf is not a valid"),
+    ],
+)
+def test_wrong_factors_of_keras_regularizers_are_refused(make, factor, message):
+    with pytest.raises(ValueError, match=message):
+        make(factor)

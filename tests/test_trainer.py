@@ -52,9 +52,7 @@ def test_logged_loss_is_that_of_the_global_batch_with_weight_decay_once(tmp_path
     with connect("local") as communicator:
         made = training.trainer(communicator, global_batch=17)
         batch = made._make_batches(0)[0]
-        logits = made.replicas[0]._logits  # at the same initial values
-        with made.replicas[0]._graph.as_default():
-            values = logits(batch.images).numpy().astype("f8")
+        values = made.replicas[0].logits(batch.images).numpy().astype("f8")  # at the same initial values
     exponentials = np.exp(values - values.max(1, keepdims=True))
     probabilities = exponentials / exponentials.sum(1, keepdims=True)
     cross_entropy = -np.log(probabilities[np.arange(17), batch.labels]).mean()

@@ -1,5 +1,17 @@
 """Primitives: functions on Tensors, Variables and arrays that tapes can differentiate."""
 
+from distopt.ops import nn
+from distopt.ops.activations import (
+    elu,
+    gelu,
+    leaky_relu,
+    log_softmax,
+    relu6,
+    selu,
+    softmax,
+    softplus,
+    swish,
+)
 from distopt.ops.arithmetic import (
     absolute,
     add,
@@ -19,28 +31,60 @@ from distopt.ops.arithmetic import (
     tanh,
 )
 from distopt.ops.dense import dense, relu, sigmoid
-from distopt.ops.losses import mean_squared_error, sparse_softmax_cross_entropy
+from distopt.ops.dropout import dropout
+from distopt.ops.losses import (
+    mean_squared_error,
+    sigmoid_cross_entropy,
+    softmax_cross_entropy,
+    sparse_softmax_cross_entropy,
+)
+from distopt.ops.means import is_mean, warn_of_mean_of_means
 from distopt.ops.neural import average_pool, chain, conv2d, local_response_normalization, max_pool
-from distopt.ops.reductions import add_n, l2_loss, reduce_mean, reduce_sum, regularization_loss
-from distopt.ops.shaping import concat, gather, identity, reshape, slice_of, stop_gradient, transpose
+from distopt.ops.nn import add_n, bias_add
+from distopt.ops.normalization import Moments, batch_moments, batch_normalization, normalize
+from distopt.ops.reductions import l2_loss, reduce_mean, reduce_sum, regularization_loss
+from distopt.ops.selection import where
+from distopt.ops.shaping import (
+    broadcast_to,
+    concat,
+    gather,
+    identity,
+    reshape,
+    scatter_rows,
+    scatter_slice,
+    slice_of,
+    stop_gradient,
+    transpose,
+)
 
 __all__ = [
+    "Moments",
     "absolute",
     "add",
     "add_n",
     "average_pool",
+    "batch_moments",
+    "batch_normalization",
+    "bias_add",
+    "broadcast_to",
     "cast",
     "chain",
     "concat",
     "conv2d",
     "dense",
     "divide",
+    "dropout",
+    "elu",
     "exp",
     "gather",
+    "gelu",
     "identity",
+    "is_mean",
     "l2_loss",
+    "leaky_relu",
     "local_response_normalization",
     "log",
+    "log_softmax",
     "matmul",
     "max_pool",
     "maximum",
@@ -48,19 +92,32 @@ __all__ = [
     "minimum",
     "multiply",
     "negative",
+    "nn",
+    "normalize",
     "power",
     "reduce_mean",
     "reduce_sum",
     "regularization_loss",
     "relu",
+    "relu6",
     "reshape",
+    "selu",
+    "scatter_rows",
+    "scatter_slice",
     "sigmoid",
+    "sigmoid_cross_entropy",
     "slice_of",
+    "softmax_cross_entropy",
+    "softmax",
+    "softplus",
     "sparse_softmax_cross_entropy",
     "sqrt",
     "square",
     "stop_gradient",
     "subtract",
+    "swish",
     "tanh",
     "transpose",
+    "warn_of_mean_of_means",
+    "where",
 ]

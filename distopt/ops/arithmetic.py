@@ -6,8 +6,9 @@ from typing import Any
 
 from distopt.backend import namespace
 from distopt.ops.broadcasting import unbroadcast
+from distopt.ops.selection import where
 from distopt.tape import Context, primitive
-from distopt.variables import operators
+from distopt.variables import operators, value_of
 
 __all__ = [
     "absolute",
@@ -87,12 +88,17 @@ def power(context: Context, a: Any, b: Any) -> Any:
 def _(context: Context, upstream: Any) -> tuple[Any, Any]:
     a, b = context.inputs
 
-    def by_exponent() -> Any:
-        xp = namespace(upstream)
-        positive = xp.asarray(a) > 0
-        return upstream * xp.where(positive, context.output * xp.log(xp.where(positive, a, 1)), 0)
+    def by_base() -> Any:
+        if isinstance(b, int | float) and b == 0:
+            return upstream * 0  # 0 * a ** -1 would be NaN where a is 0
+        return upstream * b * a ** (b - 1)
 
-    return _for_both(context, a, b, lambda: upstream * b * a ** (b - 1), by_exponent)
+    def by_exponent() -> Any:
+        positive = namespace(value_of(upstream)).asarray(value_of(a)) > 0
+        logarithm = log.alike(where.alike(a, 1, condition=positive))
+        return upstream * where.alike(context.output * logarithm, 0, condition=positive)
+
+    return _for_both(context, a, b, by_base, by_exponent)
 
 
 @primitive
@@ -103,7 +109,7 @@ def maximum(context: Context, a: Any, b: Any) -> Any:
 
 @maximum.gradient
 def _(context: Context, upstream: Any) -> tuple[Any, Any]:
-    a, b = context.inputs
+    a, b = map(value_of, context.inputs)
     return _for_both(context, a, b, lambda: upstream * (a >= b), lambda: upstream * (a < b))
 
 
@@ -115,7 +121,7 @@ def minimum(context: Context, a: Any, b: Any) -> Any:
 
 @minimum.gradient
 def _(context: Context, upstream: Any) -> tuple[Any, Any]:
-    a, b = context.inputs
+    a, b = map(value_of, context.inputs)
     return _for_both(context, a, b, lambda: upstream * (a <= b), lambda: upstream * (a > b))
 
 
@@ -145,7 +151,8 @@ def absolute(context: Context, x: Any) -> Any:
 
 @absolute.gradient
 def _(context: Context, upstream: Any) -> tuple[Any]:
-    return (upstream * namespace(upstream).sign(context.inputs[0]),)
+    x = value_of(context.inputs[0])
+    return (upstream * namespace(x).sign(x),)
 
 
 @primitive
@@ -230,11 +237,14 @@ def matmul(context: Context, a: Any, b: Any) -> Any:
 @matmul.gradient
 def _(context: Context, upstream: Any) -> tuple[Any, Any]:
     a, b = context.inputs
-    xp = namespace(upstream)
     return (
-        xp.matmul(upstream, b.T, out=context.destination(0)) if context.needs[0] else None,
-        xp.matmul(a.T, upstream, out=context.destination(1)) if context.needs[1] else None,
+        _product(upstream, b.T, context.destination(0)) if context.needs[0] else None,
+        _product(a.T, upstream, context.destination(1)) if context.needs[1] else None,
     )
+
+
+def _product(a: Any, b: Any, out: Any) -> Any:
+    return a @ b if out is None else namespace(a).matmul(a, b, out=out)
 
 
 operators.update(
@@ -245,5 +255,6 @@ operators.update(
     power=power,
     negative=negative,
     absolute=absolute,
+    cast=cast,
     matmul=matmul,
 )

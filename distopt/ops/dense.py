@@ -5,9 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from distopt.backend import device_of, namespace
-from distopt.tape import Context, primitive
+from distopt.ops.arithmetic import matmul
+from distopt.tape import Context, Tensor, primitive
+from distopt.variables import value_of
 
 __all__ = ["dense", "relu", "sigmoid"]
+
+
+@primitive
+def relu(context: Context, x: Any) -> Any:
+    """Return the larger of `x` and 0; its gradient at 0 is 0."""
+    return namespace(x).maximum(x, 0)
+
+
+@relu.gradient
+def _(context: Context, upstream: Any) -> tuple[Any]:
+    return (upstream * (value_of(context.output) > 0),)
 
 
 @primitive
@@ -60,15 +73,10 @@ def _(context: Context, upstream: Any) -> tuple[Any, Any, Any]:
     return by_x, by_weights, by_biases
 
 
-@primitive
-def relu(context: Context, x: Any) -> Any:
-    """Return the larger of `x` and 0; its gradient at 0 is 0."""
-    return namespace(x).maximum(x, 0)
-
-
-@relu.gradient
-def _(context: Context, upstream: Any) -> tuple[Any]:
-    return (upstream * (context.output > 0),)
+@dense.composed
+def _(x: Any, weights: Any, biases: Any, **options: bool) -> Tensor:
+    output = matmul(x, weights) + biases
+    return relu(output) if options.get("relu", False) else output
 
 
 @primitive

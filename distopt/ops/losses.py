@@ -7,9 +7,17 @@ from typing import Any
 import numpy as np
 
 from distopt.backend import namespace
-from distopt.tape import Context, primitive
+from distopt.ops.arithmetic import exp, log, square
+from distopt.ops.reductions import reduce_sum
+from distopt.tape import Context, Tensor, primitive
+from distopt.variables import value_of
 
-__all__ = ["mean_squared_error", "sparse_softmax_cross_entropy"]
+__all__ = [
+    "mean_squared_error",
+    "sigmoid_cross_entropy",
+    "softmax_cross_entropy",
+    "sparse_softmax_cross_entropy",
+]
 
 
 @primitive
@@ -65,6 +73,88 @@ def _(context: Context, upstream: Any) -> tuple[Any]:
     return (gradient,)
 
 
+@sparse_softmax_cross_entropy.composed
+def _(logits: Any, *, labels: Any, reduction: str = "sum") -> Tensor:
+    value = value_of(logits)
+    xp = namespace(value)
+    of_label = xp.arange(value.shape[1]) == xp.asarray(labels)[:, None]
+    # The largest logit only keeps exp from overflowing: as a constant it changes no derivative.
+    shifted = logits - value.max(axis=1, keepdims=True)
+    losses = log(reduce_sum(exp(shifted), axis=1)) - reduce_sum(shifted * of_label, axis=1)
+    return reduce_sum(losses) if reduction == "sum" else losses
+
+
+@primitive
+def softmax_cross_entropy(context: Context, logits: Any, *, labels: Any, reduction: str = "sum") -> Any:
+    """Return the cross-entropy between distributions over the classes and the softmax of logits.
+
+    Args:
+        context: of the tape.
+        logits: [examples, classes].
+        labels: the wanted probabilities, [examples, classes]; constants.
+        reduction: "sum" over the examples (a scalar), or "none" (a vector [examples]).
+
+    Raises:
+        ValueError: shapes that don't fit, or an unknown reduction.
+    """
+    if reduction not in ("sum", "none"):
+        raise ValueError(f"reduction must be 'sum' or 'none', got {reduction!r}")
+    if logits.ndim != 2 or np.shape(labels) != logits.shape:
+        raise ValueError(
+            f"logits and labels must both be [examples, classes], got {logits.shape} and {np.shape(labels)}"
+        )
+    xp = namespace(logits)
+    labels = xp.asarray(labels, logits.dtype)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    exponentials = xp.exp(shifted)
+    totals = exponentials.sum(axis=1, keepdims=True)
+    losses = (labels * (xp.log(totals) - shifted)).sum(axis=1)
+    if context.recording:
+        exponentials /= totals
+        context.saved = exponentials, labels
+    return losses.sum() if reduction == "sum" else losses
+
+
+@softmax_cross_entropy.gradient
+def _(context: Context, upstream: Any) -> tuple[Any]:
+    probabilities, labels = context.saved
+    # The labels of an example need not add up to 1.
+    gradient = probabilities * labels.sum(axis=1, keepdims=True) - labels
+    if context.options.get("reduction", "sum") == "none":
+        upstream = upstream[:, None]
+    gradient *= upstream
+    return (gradient,)
+
+
+@primitive
+def sigmoid_cross_entropy(context: Context, logits: Any, *, labels: Any) -> Any:
+    """Return the cross-entropy between labels and the sigmoid of logits, of each element.
+
+    `max(x, 0) - x * z + log(1 + exp(-|x|))`, which neither overflows nor loses digits.
+
+    Args:
+        context: of the tape.
+        logits: array of any shape.
+        labels: the wanted probabilities, of the same shape; constants.
+
+    Raises:
+        ValueError: shapes that differ.
+    """
+    if np.shape(labels) != logits.shape:
+        raise ValueError(f"logits have shape {logits.shape}, labels {np.shape(labels)}")
+    xp = namespace(logits)
+    labels = xp.asarray(labels, logits.dtype)
+    context.saved = labels
+    return xp.maximum(logits, 0) - logits * labels + xp.log1p(xp.exp(-xp.abs(logits)))
+
+
+@sigmoid_cross_entropy.gradient
+def _(context: Context, upstream: Any) -> tuple[Any]:
+    logits, labels = context.inputs[0], context.saved
+    xp = namespace(logits)
+    return (((1 + xp.tanh(logits * 0.5)) * 0.5 - labels) * upstream,)
+
+
 @primitive
 def mean_squared_error(context: Context, predictions: Any, *, targets: Any, reduction: str = "sum") -> Any:
     """Return the squared error, averaged over the features of an example.
@@ -95,3 +185,11 @@ def _(context: Context, upstream: Any) -> tuple[Any]:
     if context.options.get("reduction", "sum") == "none":
         upstream = upstream.reshape(-1, *(1,) * (difference.ndim - 1))
     return (difference * (upstream * difference.dtype.type(2 / features)),)
+
+
+@mean_squared_error.composed
+def _(predictions: Any, *, targets: Any, reduction: str = "sum") -> Tensor:
+    difference = predictions - targets
+    features = max(1, difference.size // max(1, len(difference)))
+    axes = None if reduction == "sum" else tuple(range(1, difference.ndim))
+    return reduce_sum(square(difference), axis=axes) / features

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from distopt.ops.composed_stages import composed_stage
 from distopt.ops.kernels.convolution import Convolution
 from distopt.ops.kernels.geometry import Padding
 from distopt.ops.kernels.lrn import LocalResponseNormalization
@@ -40,12 +41,7 @@ def chain(
         raise ValueError(
             f"counts {tuple(counts)} must tell how {len(parameters)} parameters go to {len(stages)} stages"
         )
-    groups: list[tuple[Any, ...]] = []
-    start = 0
-    for count in counts:
-        groups.append(parameters[start : start + count])
-        start += count
-    done = Chain(stages).forward(x, groups, keep=context.recording)
+    done = Chain(stages).forward(x, _grouped(parameters, counts), keep=context.recording)
     if context.recording:
         context.saved = done
     return done.output
@@ -58,6 +54,24 @@ def _(context: Context, upstream: Any) -> tuple[Any, ...]:
         upstream, input_gradient=context.needs[0], out=out, keep=not context.is_last
     )
     return by_x, *by_parameters
+
+
+@chain.composed
+def _(x: Any, *parameters: Any, stages: Sequence[Stage], counts: Sequence[int] = ()) -> Any:
+    groups = _grouped(parameters, (*counts, *(0,) * (len(stages) - len(counts))))
+    for stage, group in zip(stages, groups, strict=True):
+        x = composed_stage(stage, x, group)
+    return x
+
+
+def _grouped(parameters: Sequence[Any], counts: Sequence[int]) -> list[tuple[Any, ...]]:
+    """Return the parameters of each stage."""
+    groups: list[tuple[Any, ...]] = []
+    start = 0
+    for count in counts:
+        groups.append(tuple(parameters[start : start + count]))
+        start += count
+    return groups
 
 
 def conv2d(

@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 
 from distopt.backend import namespace
-from distopt.tape import Context, primitive
+from distopt.ops.arithmetic import absolute
+from distopt.ops.shaping import broadcast_to
+from distopt.regularizers import ElasticNet, RegularizerSum
+from distopt.tape import Context, Tensor, primitive
+from distopt.variables import operators
 
 __all__ = ["add_n", "l2_loss", "reduce_mean", "reduce_sum", "regularization_loss"]
 
@@ -67,8 +71,8 @@ def l2_loss(context: Context, x: Any) -> Any:
 
 @l2_loss.gradient
 def _(context: Context, upstream: Any) -> tuple[Any]:
-    x = context.inputs[0]
-    return (namespace(x).multiply(x, upstream, out=context.destination(0)),)
+    x, out = context.inputs[0], context.destination(0)
+    return (x * upstream if out is None else namespace(x).multiply(x, upstream, out=out),)
 
 
 @primitive
@@ -84,6 +88,18 @@ def _(context: Context, upstream: Any) -> tuple[Any]:
     return (gradient,)
 
 
+@regularization_loss.composed
+def _(x: Any, *, regularizer: Any) -> Tensor:
+    if isinstance(regularizer, RegularizerSum):
+        return add_n(*(regularization_loss(x, regularizer=part) for part in regularizer.parts))
+    if not isinstance(regularizer, ElasticNet):
+        raise TypeError(
+            f"second derivatives are known for the regularizers of distopt.regularizers, not for "
+            f"{type(regularizer).__name__}; write its penalty with distopt.ops"
+        )
+    return regularizer.l1 * reduce_sum(absolute(x)) + regularizer.l2 * l2_loss(x)
+
+
 def _axes(axis: int | Sequence[int] | None) -> Any:
     return axis if axis is None or isinstance(axis, int) else tuple(axis)
 
@@ -93,5 +109,9 @@ def _spread(context: Context, upstream: Any) -> Any:
     x = context.inputs[0]
     axis = _axes(context.options.get("axis"))
     if axis is not None and not context.options.get("keepdims", False):
-        upstream = namespace(x).expand_dims(upstream, axis)
-    return namespace(x).broadcast_to(upstream, x.shape)
+        summed = {number % x.ndim for number in ((axis,) if isinstance(axis, int) else axis)}
+        upstream = upstream.reshape([1 if i in summed else length for i, length in enumerate(x.shape)])
+    return broadcast_to.alike(upstream, shape=x.shape)
+
+
+operators.update(reduce_sum=reduce_sum)

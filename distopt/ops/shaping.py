@@ -1,4 +1,8 @@
-"""Primitives that move values without computing: reshape, transpose, concat, slices, gather."""
+"""Primitives that move values without computing: reshape, transpose, concat, slices, gather.
+
+All are linear, so that the backward half of one is another: slice_of and scatter_slice, gather and
+scatter_rows.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,22 @@ from typing import Any
 import numpy as np
 
 from distopt.backend import namespace
+from distopt.ops.broadcasting import unbroadcast
 from distopt.tape import Context, Tensor, primitive
-from distopt.variables import IndexedSlices, Operand, operators
+from distopt.variables import IndexedSlices, Operand, operators, value_of
 
-__all__ = ["concat", "gather", "identity", "reshape", "slice_of", "stop_gradient", "transpose"]
+__all__ = [
+    "broadcast_to",
+    "concat",
+    "gather",
+    "identity",
+    "reshape",
+    "scatter_rows",
+    "scatter_slice",
+    "slice_of",
+    "stop_gradient",
+    "transpose",
+]
 
 
 @primitive
@@ -23,6 +39,9 @@ def identity(context: Context, x: Any) -> Any:
 @identity.gradient
 def _(context: Context, upstream: Any) -> tuple[Any]:
     return (upstream,)
+
+
+identity.takes_slices = True
 
 
 def stop_gradient(x: Any) -> Tensor:
@@ -39,6 +58,17 @@ def reshape(context: Context, x: Any, *, shape: Sequence[int]) -> Any:
 @reshape.gradient
 def _(context: Context, upstream: Any) -> tuple[Any]:
     return (upstream.reshape(context.inputs[0].shape),)
+
+
+@primitive
+def broadcast_to(context: Context, x: Any, *, shape: Sequence[int]) -> Any:
+    """Return `x` repeated along axes of length 1 and new axes in front, to another shape."""
+    return namespace(x).broadcast_to(x, tuple(shape))
+
+
+@broadcast_to.gradient
+def _(context: Context, upstream: Any) -> tuple[Any]:
+    return (unbroadcast(upstream, context.inputs[0]),)
 
 
 @primitive
@@ -62,8 +92,14 @@ def concat(context: Context, *parts: Any, axis: int = 0) -> Any:
 @concat.gradient
 def _(context: Context, upstream: Any) -> tuple[Any, ...]:
     axis = context.options.get("axis", 0)
-    ends = np.cumsum([part.shape[axis] for part in context.inputs])[:-1].tolist()
-    return tuple(namespace(upstream).split(upstream, ends, axis=axis))
+    before: tuple[Any, ...] = (slice(None),) * (axis % upstream.ndim)
+    gradients: list[Any] = []
+    start = 0
+    for part in context.inputs:
+        stop = start + part.shape[axis]
+        gradients.append(upstream[(*before, slice(start, stop))])
+        start = stop
+    return tuple(gradients)
 
 
 @primitive
@@ -83,10 +119,20 @@ def slice_of(context: Context, x: Any, *, key: Any) -> Any:
 
 @slice_of.gradient
 def _(context: Context, upstream: Any) -> tuple[Any]:
-    x = context.inputs[0]
-    gradient = namespace(x).zeros_like(x)
-    gradient[context.options["key"]] = upstream
-    return (gradient,)
+    return (scatter_slice.alike(upstream, key=context.options["key"], shape=context.inputs[0].shape),)
+
+
+@primitive
+def scatter_slice(context: Context, x: Any, *, key: Any, shape: Sequence[int]) -> Any:
+    """Return zeros of a shape with `x` at `[key]`, a key as `slice_of` takes it."""
+    result = namespace(x).zeros(tuple(shape), x.dtype)
+    result[key] = x
+    return result
+
+
+@scatter_slice.gradient
+def _(context: Context, upstream: Any) -> tuple[Any]:
+    return (upstream[context.options["key"]],)
 
 
 @primitive
@@ -112,8 +158,30 @@ def gather(context: Context, table: Any, *, indices: Any) -> Any:
 @gather.gradient
 def _(context: Context, upstream: Any) -> tuple[IndexedSlices]:
     table = context.inputs[0]
-    flat = namespace(table).asarray(context.options["indices"]).reshape(-1)
-    return (IndexedSlices(upstream.reshape(len(flat), *table.shape[1:]), flat, table.shape),)
+    flat = namespace(value_of(table)).asarray(context.options["indices"]).reshape(-1)
+    return (IndexedSlices(upstream.reshape((len(flat), *table.shape[1:])), flat, table.shape),)
 
 
-operators.update(slice_of=slice_of)
+@primitive
+def scatter_rows(context: Context, values: Any, *, indices: Any, rows: int) -> Any:
+    """Return an array of so many rows with `values` [n, ...] added at rows `indices` [n], else zeros.
+
+    Raises:
+        ValueError: an index is out of range, or not one for each of the values.
+    """
+    return IndexedSlices(values, indices, (rows, *values.shape[1:])).to_dense()
+
+
+@scatter_rows.gradient
+def _(context: Context, upstream: Any) -> tuple[Any]:
+    return (gather.alike(upstream, indices=context.options["indices"]),)
+
+
+operators.update(
+    concat=concat,
+    identity=identity,
+    reshape=reshape,
+    scatter_rows=scatter_rows,
+    slice_of=slice_of,
+    transpose=transpose,
+)

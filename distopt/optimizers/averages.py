@@ -20,7 +20,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from distopt.backend import Array, Device, device_of, namespace
+from distopt.backend import Array, device_of, namespace
+from distopt.communicators import Communicator
+from distopt.optimizers.moving_averages import ZeroDebias, check_decay, update_average
+from distopt.optimizers.slots import arena_runs
 from distopt.scopes.graph import (
     GraphKeys,
     add_to_collection,
@@ -29,14 +32,12 @@ from distopt.scopes.graph import (
     moving_average_variables,
     trainable_variables,
 )
-from distopt.variables import Variable
+from distopt.variables import Slab, Variable
 
-__all__ = ["Averaged", "ExponentialMovingAverage", "update_average"]
+__all__ = ["Averaged", "ExponentialMovingAverage"]
 
 Averaged: TypeAlias = Variable | tuple[str, Any]
 """A variable, or (name, value) for a value that is none, for instance the loss of each step."""
-
-_BLOCK = 16 * 1024  # elements: average, value and difference together stay in the first caches
 
 
 class ExponentialMovingAverage:
@@ -47,7 +48,10 @@ class ExponentialMovingAverage:
     its k-th update, so that the first values are not drawn towards 0 (Kingma and Ba, "Adam", 2014,
     section 3, https://arxiv.org/abs/1412.6980).
 
-    All ranks hold the same variables and so the same averages; nothing is communicated.
+    Averages of variables in an arena lie in flat arrays of the arena's layout, so that an update of all of
+    them is one pass. All ranks hold the same variables and so the same averages; nothing is communicated.
+    Named values may differ: give a communicator, and their mean over the ranks is averaged, as TensorFlow
+    does in a strategy. (Where ranks have unequal parts of a batch, reduce the values yourself.)
 
     Differences from TensorFlow: nothing is deferred, so `track` exists to catch the initial values;
     `1 - decay` is exact where TensorFlow rounds it to float32 (0.9999 acts as 0.99989998); a value
@@ -61,6 +65,8 @@ class ExponentialMovingAverage:
         zero_debias: whether averages of named values are corrected for their start at 0; averages
             of variables never are.
         name: second part of the averages' names, as in "conv1/weights/ExponentialMovingAverage".
+        communicator: over whose ranks named values are averaged; None for this rank's own values. `apply`
+            with named values is then collective.
 
     Raises:
         ValueError: `decay` is not in [0, 1].
@@ -72,14 +78,15 @@ class ExponentialMovingAverage:
         num_updates: Any = None,
         zero_debias: bool = False,
         name: str = "ExponentialMovingAverage",
+        communicator: Communicator | None = None,
     ) -> None:
-        if not 0.0 <= decay <= 1.0:
-            raise ValueError(f"decay must be in [0, 1], got {decay}. 0.999 to 0.9999 is usual.")
-        self.decay = decay
+        self.decay = check_decay(decay)
         self.num_updates = num_updates
         self.zero_debias = zero_debias
         self.name = name
+        self.communicator = communicator
         self._averages: dict[Variable | str, _Average] = {}
+        self._flat: dict[int, tuple[Slab, Array]] = {}
 
     def track(self, var_list: Iterable[Averaged] | None = None) -> None:
         """Start averages at the present values, for what has none yet; `apply` does it as well.
@@ -108,13 +115,21 @@ class ExponentialMovingAverage:
         decay = self._decay_now()
         for item in items:
             average = self._average_of(item)
-            value = item.value if isinstance(item, Variable) else _value(item)
-            if value.shape != average.shadow.shape:
+            shape = item.shape if isinstance(item, Variable) else np.shape(_value(item))
+            if shape != average.shadow.shape:
                 raise ValueError(
-                    f"the value to average into {average.shadow.name!r} has shape {value.shape}, "
+                    f"the value to average into {average.shadow.name!r} has shape {shape}, "
                     f"but it had {average.shadow.shape} before."
                 )
-            average.update(value, decay)
+        variables = [item for item in items if isinstance(item, Variable)]
+        for run in arena_runs((variable.gradient, variable) for variable in variables):
+            average = self._flat_of(run.slab)[run.start : run.stop]
+            update_average(average, run.values, 1.0 - decay)
+        for item in items:
+            if not isinstance(item, Variable):
+                self._average_of(item).update(self._mean_over_ranks(_value(item)), decay)
+            elif item.slab is None:
+                self._average_of(item).update(item.value, decay)
 
     def average(self, item: Variable | str) -> Variable | None:
         """Return the variable that holds an average, None if there is none.
@@ -196,7 +211,32 @@ class ExponentialMovingAverage:
             self._averages[key] = average
             for variable in average.state():
                 add_to_collection(GraphKeys.GLOBAL_VARIABLES, variable)
+        if isinstance(item, Variable) and item.slab is not None and average.slab is not item.slab:
+            self._move(average, item, item.slab)
         return average
+
+    def _move(self, average: _Average, variable: Variable, slab: Slab) -> None:
+        """Let the average of a variable in an arena lie where the variable does."""
+        part = self._flat_of(slab)[variable.start : variable.start + variable.size]
+        view = part.reshape(variable.shape)
+        view[...] = variable.device.asarray(average.shadow.value)
+        average.shadow.value, average.shadow.device = view, variable.device
+        average.slab = slab
+
+    def _flat_of(self, slab: Slab) -> Array:
+        """Return the averages of a slab's variables, laid out like its values."""
+        if id(slab) not in self._flat:
+            flat = namespace(slab.values).zeros_like(slab.values)
+            self._flat[id(slab)] = slab, flat
+        return self._flat[id(slab)][1]
+
+    def _mean_over_ranks(self, value: Array) -> Array:
+        if self.communicator is None or self.communicator.size == 1:
+            return value
+        total = namespace(value).array(value, order="C").reshape(-1)
+        self.communicator.all_reduce(total).wait()
+        total /= self.communicator.size
+        return total.reshape(value.shape)
 
     def _decay_now(self) -> float:
         if self.num_updates is None:
@@ -208,46 +248,20 @@ class ExponentialMovingAverage:
 
 @dataclass(eq=False)
 class _Average:
-    """One average; `biased` and `local_step` belong to those that are corrected for their start."""
+    """One average; in the slab of its variable where that is in one, corrected for its start where asked."""
 
     shadow: Variable
-    biased: Variable | None = None
-    local_step: Variable | None = None
+    correction: ZeroDebias | None = None
+    slab: Slab | None = None
 
     def update(self, value: Array, decay: float) -> None:
-        if self.biased is None or self.local_step is None:
+        if self.correction is None:
             update_average(self.shadow.value, value, 1.0 - decay)
-            return
-        update_average(self.biased.value, value, 1.0 - decay)
-        self.local_step.assign_add(1)
-        correction = 1.0 - decay ** int(self.local_step.numpy())
-        self.shadow.value[...] = self.biased.value / correction if correction else value
+        else:
+            self.shadow.value[...] = self.correction.update(value, decay)
 
     def state(self) -> list[Variable]:
-        parts = (self.shadow, self.biased, self.local_step)
-        return [variable for variable in parts if variable is not None]
-
-
-def update_average(average: Array, value: Array, rate: float) -> None:
-    """Move an average towards a value, in place: `average -= rate * (average - value)`.
-
-    Args:
-        average: array of any shape, C-contiguous. Modified.
-        value: array of the same shape and dtype.
-        rate: how far to go, 1 is all the way.
-    """
-    if namespace(average) is not np or not (average.flags.c_contiguous and value.flags.c_contiguous):
-        average -= (average - value) * average.dtype.type(rate)
-        return
-    to, source = average.reshape(-1), value.reshape(-1)
-    typed = average.dtype.type(rate)
-    scratch = np.empty(min(_BLOCK, to.size), average.dtype)
-    for start in range(0, to.size, _BLOCK):
-        block = to[start : start + _BLOCK]
-        difference = scratch[: block.size]
-        np.subtract(block, source[start : start + _BLOCK], out=difference)
-        difference *= typed
-        block -= difference
+        return [self.shadow, *(self.correction.variables() if self.correction else ())]
 
 
 def _of_variable(variable: Variable, name: str) -> _Average:
@@ -260,14 +274,8 @@ def _of_variable(variable: Variable, name: str) -> _Average:
 def _of_value(item: tuple[str, Any], name: str, zero_debias: bool) -> _Average:
     value = _value(item)
     zeros = namespace(value).zeros(value.shape, value.dtype)
-    device = device_of(value)
-    shadow = Variable(zeros, trainable=False, name=name, device=device)
-    if not zero_debias:
-        return _Average(shadow)
-    biased = Variable(zeros, trainable=False, name=f"{name}/biased", device=device)
-    # On the host: every update needs its value there.
-    step = Variable(np.int64(0), trainable=False, name=f"{name}/local_step", device=Device())
-    return _Average(shadow, biased, step)
+    shadow = Variable(zeros, trainable=False, name=name, device=device_of(value))
+    return _Average(shadow, ZeroDebias(value, name) if zero_debias else None)
 
 
 def _value(item: tuple[str, Any]) -> Array:
@@ -285,4 +293,7 @@ def _check_item(item: Any) -> None:
         raise TypeError(f"averages are kept of variables and of (name, value) pairs, got {item!r}.")
     # Kind "V" is what ml_dtypes' bfloat16 shows.
     if dtype.kind not in "fV":
-        raise TypeError(f"averages are kept of floating-point values; {name!r} has dtype {dtype}.")
+        raise TypeError(
+            f"The variables must be half, float, or double: {name!r} has dtype {dtype}. "
+            "Averages are kept of floating-point values."
+        )

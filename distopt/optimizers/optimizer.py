@@ -13,12 +13,13 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from distopt import transforms
+from distopt import ops, transforms
 from distopt.aggregators import Aggregator, GradientAggregator, Pair, Ticket
 from distopt.optimizers.hyperparameters import Hyperparameters
-from distopt.optimizers.recording import check_pairs, record, with_gradient
+from distopt.optimizers.recording import check_floating, check_pairs, record, with_gradient
 from distopt.optimizers.updates import Updates
-from distopt.tape import GradientTape
+from distopt.tape import GATE_GRAPH, GATE_NONE, GATE_OP, GradientTape, Tensor
+from distopt.tape.gates import checked_gate
 
 __all__ = ["Optimizer"]
 
@@ -68,9 +69,9 @@ class Optimizer(Updates):
         TypeError: an unknown argument, or an aggregator or transformer that can't be called.
     """
 
-    GATE_NONE: ClassVar[int] = 0
-    GATE_OP: ClassVar[int] = 1
-    GATE_GRAPH: ClassVar[int] = 2
+    GATE_NONE: ClassVar[int] = GATE_NONE
+    GATE_OP: ClassVar[int] = GATE_OP
+    GATE_GRAPH: ClassVar[int] = GATE_GRAPH
 
     settings: ClassVar[tuple[str, ...]] = ()
     """Names of constructor arguments that are attributes but no hyperparameters, for `get_config`."""
@@ -102,6 +103,7 @@ class Optimizer(Updates):
         self._clip_limits = {key: kwargs.get(key) for key in _CLIPS}
         self._clips = transforms.clips(**self._clip_limits)
         self._warned_of: set[str] = set()
+        self._looked_at_loss = False
         self._initial_decay = kwargs.get("decay") or 0.0
         given = dict(hyperparameters or {})
         if kwargs.get("lr") is not None:
@@ -239,9 +241,11 @@ class Optimizer(Updates):
         gate_gradients: int,
         aggregation_method: int | None,
     ) -> Iterable[Pair]:
+        check_floating("grad_loss", grad_loss)
         tape, target, variables = record(loss, var_list, tape)
+        self._warn_of_mean(target)
         target = self._transform_loss(target)
-        return tape.gradients(target, variables, grad_loss)
+        return tape.gradients(target, variables, grad_loss, gate_gradients, aggregation_method)
 
     def compute_gradients(
         self,
@@ -272,8 +276,13 @@ class Optimizer(Updates):
             TypeError: the loss is neither callable nor a Tensor.
         """
         del colocate_gradients_with_ops
+        check_floating("grad_loss", grad_loss)
         tape, target, variables = record(loss, var_list, tape)
-        found = tape.gradient(self._transform_loss(target), variables, output_gradients=grad_loss)
+        self._warn_of_mean(target)
+        checked_gate(gate_gradients)
+        found = tape.gradient(
+            self._transform_loss(target), variables, grad_loss, aggregation_method=aggregation_method
+        )
         return list(zip(found, variables, strict=True))
 
     def apply_gradients(
@@ -317,7 +326,8 @@ class Optimizer(Updates):
         if not given:
             return self.step
         kept = with_gradient(given)
-        self._tell_missing(given)
+        if len(kept) < len(given):
+            self._tell_missing(given)
         self.apply(list(self._transform_gradients(kept)), values)
         return self.step
 
@@ -333,8 +343,9 @@ class Optimizer(Updates):
 
     def _unaggregated(self, pairs: Iterable[Pair]) -> Iterable[Pair]:
         """Apply the hook for unaggregated gradients; without one the stream goes on as it comes."""
-        if isinstance(self.gradient_aggregator, Aggregator) and not _overridden(
-            self, "_transform_unaggregated_gradients"
+        hook = _overridden(self, "_transform_unaggregated_gradients")
+        if not hook and (
+            self.gradient_aggregator is None or isinstance(self.gradient_aggregator, Aggregator)
         ):
             return pairs
         given = check_pairs(pairs)
@@ -354,6 +365,12 @@ class Optimizer(Updates):
             self._warned_of.update(missing)
             _log.warning("Gradients do not exist for variables %s when minimizing the loss.", missing)
 
+    def _warn_of_mean(self, loss: Tensor) -> None:
+        """Warn once of a loss whose mean the aggregator would take again."""
+        if not self._looked_at_loss:
+            self._looked_at_loss = True
+            ops.warn_of_mean_of_means(loss, self.gradient_aggregator)
+
     def _transform_loss(self, loss: Any) -> Any:
         """Return the loss to be differentiated; a hook for loss scaling."""
         return loss
@@ -363,16 +380,23 @@ class Optimizer(Updates):
         return grads_and_vars
 
     def _aggregate_gradients(self, grads_and_vars: Iterable[Pair], ticket: Ticket | None) -> list[Pair]:
+        """Return `aggregate` of the gradients; a hook of Keras."""
+        return self.aggregate(grads_and_vars, ticket)
+
+    def aggregate(self, pairs: Iterable[Pair], ticket: Ticket | None) -> list[Pair]:
         """Return the gradients combined over replicas by the `gradient_aggregator`. Collective."""
         if self.gradient_aggregator is None:
-            return list(grads_and_vars)
+            return list(pairs)
         if isinstance(self.gradient_aggregator, Aggregator):
-            return self.gradient_aggregator.reduce(grads_and_vars, ticket)
-        return list(self.gradient_aggregator(list(grads_and_vars)))
+            return self.gradient_aggregator.reduce(pairs, ticket)
+        return list(self.gradient_aggregator(list(pairs)))
 
-    def _transform_gradients(self, grads_and_vars: list[Pair]) -> list[Pair]:
+    def _transform_gradients(self, grads_and_vars: list[Pair]) -> Iterable[Pair]:
+        """Return `transform` of the gradients; a hook of Keras."""
+        return self.transform(grads_and_vars)
+
+    def transform(self, pairs: list[Pair]) -> list[Pair]:
         """Return the global gradients clipped, and put through the transformers."""
-        pairs = grads_and_vars
         for transformer in (*self._clips, *self.gradient_transformers):
             pairs = list(transformer(pairs))
         return pairs

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from distopt import ops
 from distopt.aggregators import Pair
 from distopt.tape import GradientTape, Tensor
 from distopt.variables import Variable
 
-__all__ = ["check_pairs", "flattened", "record", "with_gradient", "without_repeats"]
+__all__ = ["check_floating", "check_pairs", "flattened", "record", "with_gradient", "without_repeats"]
 
 
 def record(
@@ -35,6 +36,8 @@ def record(
             if var_list is not None and not callable(var_list):
                 recording.watch(flattened(var_list))
             target = loss()
+            if isinstance(target, Variable):  # no operation has read it yet
+                target = ops.identity(target)
     elif isinstance(loss, Tensor):
         if tape is None:
             raise ValueError("`tape` is required when a `Tensor` loss is passed: the tape that recorded it")
@@ -43,15 +46,22 @@ def record(
         raise TypeError(f"loss must be callable or a Tensor recorded on a tape, got {type(loss).__name__}")
     if callable(var_list):
         var_list = var_list()
-    if not isinstance(target, Tensor) or target.dtype.kind not in "fV":
-        kind = target.dtype if isinstance(target, Tensor) else type(target).__name__
-        raise ValueError(f"Invalid type {kind} for the loss, expected a Tensor of a floating dtype")
+    if not isinstance(target, Tensor):
+        raise ValueError(f"Invalid type {type(target).__name__} for the loss, expected a floating Tensor")
+    check_floating("the loss", target)
     if var_list is None:
         var_list = [v for v in recording.watched_variables() if v.trainable]
     variables = flattened(var_list)
     if not variables:
         raise ValueError("No variables to optimize.")
     return recording, target, variables
+
+
+def check_floating(what: str, value: Any) -> None:
+    """Raise ValueError for an array, Tensor or Variable that is not of a floating dtype."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None and dtype.kind not in "fV":  # "V" is what ml_dtypes' bfloat16 shows
+        raise ValueError(f"Invalid type {dtype} for {what}, expected float16, bfloat16, float32 or float64")
 
 
 def flattened(nested: Any) -> list[Any]:
@@ -73,11 +83,11 @@ def check_pairs(pairs: Iterable[Any]) -> list[Pair]:
     """
     checked: list[Pair] = []
     for pair in pairs:
-        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise TypeError(f"expected pairs of (gradient, variable), got {pair!r}")
         if not isinstance(pair[1], Variable):
             raise TypeError(f"gradients are applied to Variables, got {type(pair[1]).__name__}")
-        checked.append((pair[0], pair[1]))
+        checked.append(pair if type(pair) is tuple else (pair[0], pair[1]))
     return checked
 
 
@@ -99,6 +109,9 @@ def with_gradient(pairs: list[Pair]) -> list[Pair]:
 
 def without_repeats(pairs: list[Pair]) -> Iterator[list[Pair]]:
     """Split pairs so that no group has a variable twice: repeated updates apply one after another."""
+    if len({id(variable) for _, variable in pairs}) == len(pairs):
+        yield pairs
+        return
     group: list[Pair] = []
     seen: set[int] = set()
     for gradient, variable in pairs:

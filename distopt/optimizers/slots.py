@@ -90,6 +90,7 @@ class Slots:
         self._slabs: dict[tuple[int, str], tuple[Slab, Array]] = {}
         self._placed: set[tuple[int, str]] = set()
         self._padding: dict[str, float] = {}
+        self._runs: dict[tuple[int, int, int], list[Array]] = {}
         self.names: list[str] = []
 
     def find(self, variable: Variable, name: str) -> Variable | None:
@@ -129,14 +130,18 @@ class Slots:
         if name not in self.names:
             self.names.append(name)
         self._place(variable, name, slot)
+        self._runs.clear()
         return slot
 
     def of_run(self, run: Run, names: Sequence[str]) -> list[Array]:
         """Return a run's part of each slot; every variable of the run must have them."""
-        for variable in run.variables:
-            for name in names:
-                self._place(variable, name, self._slots[id(variable)][name])
-        return [self._slabs[id(run.slab), name][1][run.start : run.stop] for name in names]
+        key = id(run.slab), run.start, run.stop
+        if key not in self._runs:
+            for variable in run.variables:
+                for name in names:
+                    self._place(variable, name, self._slots[id(variable)][name])
+            self._runs[key] = [self._slabs[id(run.slab), name][1][run.start : run.stop] for name in names]
+        return self._runs[key]
 
     def of_variable(self, variable: Variable, names: Sequence[str]) -> list[Array]:
         """Return each slot of a variable, in the variable's shape."""

@@ -19,7 +19,7 @@ from distopt.elementwise import Rule
 from distopt.optimizers.recording import without_repeats
 from distopt.optimizers.slots import arena_runs
 from distopt.optimizers.state import State
-from distopt.variables import IndexedSlices, Variable, dense_gradient
+from distopt.variables import IndexedSlices, Variable, dense_gradient, value_of
 
 __all__ = ["ApplyState", "Sparse", "Updates"]
 
@@ -57,6 +57,8 @@ class Updates(State):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self._values: dict[str, float] | None = None
+        self._used: list[str] | None = None
+        self._with_slots: set[int] = set()
 
     # What subclasses with a rule say.
 
@@ -113,8 +115,11 @@ class Updates(State):
 
     def _create_slots(self, var_list: Sequence[Variable]) -> None:
         """Make the slots of variables that have none; a hook of Keras, called before every update."""
+        new = [variable for variable in var_list if variable.number not in self._with_slots]
+        if not new:
+            return
+        self._with_slots.update(variable.number for variable in new)
         names = self._used_slots()
-        new = [v for v in var_list if any(self._slots.find(v, name) is None for name in names)]
         if self._slots_variable_by_variable:
             order = [(variable, name) for variable in new for name in names]
         else:
@@ -124,11 +129,11 @@ class Updates(State):
             self.add_slot(variable, name, getattr(self, initial) if isinstance(initial, str) else initial)
 
     def _used_slots(self) -> list[str]:
-        if self.rule is None:
-            return []
-        used = self.rule.uses(**self.options())
-        arrays = self.rule.arrays[2 : 2 + len(self.slots)]
-        return [name for name, array in zip(self.slots, arrays, strict=True) if array in used]
+        if self._used is None:
+            used = self.rule.uses(**self.options()) if self.rule is not None else ()
+            arrays = () if self.rule is None else self.rule.arrays[2 : 2 + len(self.slots)]
+            self._used = [name for name, array in zip(self.slots, arrays, strict=True) if array in used]
+        return self._used
 
     # Applying gradients.
 
@@ -146,13 +151,13 @@ class Updates(State):
         apply_state = self._prepare(variables)
         scalars = _Scalars(self, self._values)
         for group in without_repeats(checked):
-            dense = [(g, v) for g, v in group if not isinstance(g, IndexedSlices)]
+            dense = [pair for pair in group if not isinstance(pair[0], IndexedSlices)]
             if self._overrides("_resource_apply_dense"):
                 for gradient, variable in dense:
                     self._call_hook(self._resource_apply_dense, apply_state, gradient, variable)
             else:
                 self._apply_dense(dense, scalars)
-            for gradient, variable in group:
+            for gradient, variable in group if len(dense) < len(group) else ():
                 if isinstance(gradient, IndexedSlices):
                     self._apply_slices(gradient, variable, scalars, apply_state)
             for _, variable in dense:
@@ -164,6 +169,7 @@ class Updates(State):
 
     def _checked(self, gradient: Any, variable: Variable) -> Any:
         """Return a gradient as an array or slices that fit the variable; nothing has changed yet."""
+        gradient = value_of(gradient)
         if not isinstance(gradient, IndexedSlices):
             return gradient if gradient is variable.gradient else dense_gradient(gradient, variable)
         if variable.constraint is not None:

@@ -7,6 +7,9 @@ accident; several replicas in one thread take a graph each:
     with Graph(seed=0).as_default():
         model(...)
 
+In TensorFlow a model's code runs once and builds a graph, which is then run at every step. Here the code
+runs at every step. `with graph.step():` around it makes that look the same: see `Graph.step`.
+
 A graph that several threads are to use needs a lock of theirs.
 """
 
@@ -18,6 +21,9 @@ import threading
 from collections.abc import Generator, Iterable
 from typing import Any
 
+from distopt.scopes.collections import Collections
+from distopt.scopes.steps import Step
+from distopt.tape.record import Tensor, naming
 from distopt.variables import Variable
 
 __all__ = [
@@ -25,6 +31,7 @@ __all__ = [
     "GraphKeys",
     "add_to_collection",
     "add_to_collections",
+    "ensure_step",
     "get_collection",
     "get_collection_ref",
     "get_default_graph",
@@ -35,6 +42,7 @@ __all__ = [
     "moving_average_variables",
     "name_scope",
     "reset_default_graph",
+    "step",
     "trainable_variables",
 ]
 
@@ -68,6 +76,9 @@ class Graph:
     Attributes:
         seed: as given; it may be set before variables are made.
         variables: those made by `get_variable` or `new_variable`, by name.
+        open_step: the step that is open, or None.
+        outside: what is counted while none is open.
+        next_step: the number of the next step.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -78,7 +89,12 @@ class Graph:
         # The scope in force and how often each was opened; they belong to variable_scopes.py.
         self.variable_scope: Any = None
         self.variable_scope_counts: dict[str, int] = {}
-        self._collections: dict[str, list[Any]] = {}
+        # Of variables, those that the code of a step made, so that a later one finds them again.
+        self.made_in_steps: set[str] = set()
+        self.open_step: Step | None = None
+        self.outside = Step()
+        self.next_step = 0
+        self._collections = Collections()
         self._name_scope = ""
         self._names_in_use: dict[str, int] = {}
 
@@ -91,9 +107,89 @@ class Graph:
         finally:
             _current.stack.pop()
 
-    def add_to_collection(self, name: str, value: Any) -> None:
-        """Append a value to a collection; a value may be in it several times."""
-        self._collections.setdefault(name, []).append(value)
+    @contextlib.contextmanager
+    def step(self, number: int | None = None, first_example: int = 0) -> Generator[Step, None, None]:
+        """Run a model's code within the block as if it built the model, but on this step's values.
+
+        Inside, everything is as it was when the first step began, but that variables keep their values:
+
+        - A variable that an earlier step made with `get_variable` or `new_variable` is returned where
+          the code would make it again, once in each step. All rules of reuse hold within the step.
+        - Collections hold no Tensors, update operations or anything else that an earlier step added
+          (variables, and the regularisation losses that belong to them, stay). So LOSSES are this
+          step's losses. They can be looked at until the next step begins.
+        - Name scopes and names start anew: the first tower is "tower_0/" in every step.
+        - Each update operation runs once; see `control_dependencies`.
+
+        Without steps nothing is ever dropped: in a loop collections grow and names are numbered on, as
+        they would if a TensorFlow graph were built again and again.
+
+        Args:
+            number: of the step, for random numbers; one more than that of the step before when None.
+            first_example: index in the global batch of this replica's first example, for the same
+                purpose.
+
+        Yields:
+            What is known of the step.
+
+        Raises:
+            RuntimeError: a step of this graph is open already.
+            ValueError: a negative number.
+        """
+        if self.open_step is not None:
+            raise RuntimeError(
+                f"step {self.open_step.number} of this graph is open already; steps can't be nested. "
+                "Leave its block first, or compute with another Graph."
+            )
+        step = Step(self.next_step if number is None else number, first_example)
+        if step.number < 0 or first_example < 0:
+            raise ValueError(
+                f"number and first_example of a step must be 0 or more, got {step.number} "
+                f"and {first_example}."
+            )
+        made = {name.lower() for name in self.made_in_steps}
+        names, openings = self._names_in_use, dict(self.variable_scope_counts)
+        scope = self.variable_scope
+        reuse = None if scope is None else scope.reuse
+        self._names_in_use = {name: uses for name, uses in names.items() if name not in made}
+        self._collections.begin_step()
+        self.open_step, self.next_step = step, step.number + 1
+        try:
+            yield step
+        finally:
+            self.open_step = None
+            self._collections.end_step()
+            self._names_in_use = {**dict.fromkeys((name.lower() for name in self.variables), 1), **names}
+            self.variable_scope_counts = openings
+            self.variable_scope = scope
+            if scope is not None:
+                scope.reuse = reuse
+
+    def is_remade(self, name: str) -> bool:
+        """Return whether an earlier step made this variable, and the open one has yet to ask for it."""
+        step = self.open_step
+        return step is not None and name in self.made_in_steps and name not in step.variables
+
+    def note_variable(self, name: str, made: bool) -> None:
+        """Note that the open step, if there is one, made or asked for a variable."""
+        if self.open_step is not None:
+            self.open_step.variables.add(name)
+            if made:
+                self.made_in_steps.add(name)
+
+    def add_to_collection(self, name: str, value: Any, *, lasting: bool = False) -> None:
+        """Append a value to a collection; a value may be in it several times.
+
+        A Tensor without a name gets one, so that `get_collection` can find it by its name scope.
+
+        Args:
+            name: name of the collection.
+            value: anything.
+            lasting: keep it when the next step begins, as variables are.
+        """
+        if isinstance(value, Tensor) and value.name is None:
+            value.name = self.unique_name("Tensor")
+        self._collections.add(name, value, lasting)
 
     def get_collection(self, name: str, scope: str | None = None) -> list[Any]:
         """Return a copy of a collection, empty if there is none of that name.
@@ -103,9 +199,9 @@ class Graph:
             scope: keep only what has a `name` that begins with a match of this regular expression.
                 As in TensorFlow "tower_1" also matches "tower_10/a"; "tower_1/" doesn't.
         """
-        values = self._collections.get(name, [])
+        values = self._collections.values(name)
         if scope is None:
-            return list(values)
+            return values
         matches = re.compile(scope).match
         names = (getattr(value, "name", None) for value in values)
         return [
@@ -116,7 +212,7 @@ class Graph:
 
     def get_collection_ref(self, name: str) -> list[Any]:
         """Return the collection itself: changes to the list change the collection."""
-        return self._collections.setdefault(name, [])
+        return self._collections.reference(name)
 
     @property
     def name_scope(self) -> str:
@@ -189,8 +285,19 @@ def reset_default_graph(seed: int = 0) -> None:
     _current.stack[0] = Graph(seed)
 
 
+def step(number: int | None = None, first_example: int = 0) -> contextlib.AbstractContextManager[Step]:
+    """Run a model's code, in the default graph, as if it built the model; see `Graph.step`."""
+    return get_default_graph().step(number, first_example)
+
+
+def ensure_step() -> contextlib.AbstractContextManager[Step]:
+    """Open a step of the default graph unless one is open, for code that may run in a step or alone."""
+    graph = get_default_graph()
+    return graph.step() if graph.open_step is None else contextlib.nullcontext(graph.open_step)
+
+
 def add_to_collection(name: str, value: Any) -> None:
-    """Append a value to a collection of the default graph."""
+    """Append a value to a collection of the default graph; see `Graph.step` for how long it stays."""
     get_default_graph().add_to_collection(name, value)
 
 
@@ -269,3 +376,11 @@ def check_name(name: str) -> None:
             f"{name!r} is not a valid name. It must begin with a letter, a digit or a dot, "
             "and go on with letters, digits or any of _ . - /"
         )
+
+
+def _full_name(name: str) -> str:
+    check_name(name)
+    return get_default_graph().unique_name(name)
+
+
+naming["full_name"] = _full_name

@@ -24,7 +24,7 @@ from distopt.scopes.graph import (
     get_collection,
     get_default_graph,
 )
-from distopt.variables import Variable
+from distopt.variables import Operand, Variable
 
 __all__ = [
     "AUTO_REUSE",
@@ -97,12 +97,16 @@ def make_or_share(
     dimensions = _dimensions(shape)
     dtype = _wanted_dtype(dtype, initializer, default_dtype)
     if name in graph.shared:
-        if reuse is False:
+        if reuse is False and not graph.is_remade(name):
             raise ValueError(
                 f"variable {name!r} already exists, disallowed. Did you mean to set reuse=True or "
                 "reuse=AUTO_REUSE in the variable_scope?"
             )
-        return _checked(graph.variables[name], dimensions, dtype)
+        _check_shared(graph.variables[name], dimensions, dtype)
+        if graph.is_remade(name):
+            graph.claim_name(name)
+        graph.note_variable(name, made=False)
+        return graph.variables[name]
     if reuse is True:
         raise ValueError(
             f"variable {name!r} does not exist, or was not created with get_variable(). "
@@ -125,10 +129,11 @@ def make_or_share(
     graph.claim_name(name)
     graph.variables[name] = variable
     graph.shared.add(name)
+    graph.note_variable(name, made=True)
     _collect(variable, collections)
     if regularizer is not None and regularizer is not no_regularizer:
         loss = RegularizationLoss(regularizer, variable)
-        graph.add_to_collection(GraphKeys.REGULARIZATION_LOSSES, loss)
+        graph.add_to_collection(GraphKeys.REGULARIZATION_LOSSES, loss, lasting=True)
     return variable
 
 
@@ -147,6 +152,9 @@ def new_variable(
     Its name gets the name scope as prefix, and a number where it was used before ("Variable",
     "Variable_1"); it is added to the collections like one of `get_variable`, which won't return it.
 
+    Within `Graph.step` the code that makes it runs again in every step; from the second step on it gets
+    the variable of the first, with its present value.
+
     Args:
         initial_value: number, array-like, or a callable without arguments that returns one.
         trainable: whether it belongs in TRAINABLE_VARIABLES.
@@ -157,12 +165,14 @@ def new_variable(
         device: where the value lives; the current device when not given.
 
     Raises:
-        ValueError: the name can't be one.
+        ValueError: the name can't be one, or an earlier step made it with another shape.
     """
     graph = get_default_graph()
     name = name or "Variable"
     check_name(name)
     full = graph.unique_name(name)
+    if graph.is_remade(full):
+        return _made_before(graph, full, initial_value)
     variable = Variable(
         initial_value,
         trainable=trainable,
@@ -172,17 +182,38 @@ def new_variable(
         device=device,
     )
     graph.variables[full] = variable
+    graph.note_variable(full, made=True)
     _collect(variable, collections)
     return variable
 
 
+def _made_before(graph: Graph, name: str, initial_value: Any) -> Variable:
+    """Return the variable that an earlier step made where this one would make it again."""
+    variable = graph.variables[name]
+    graph.note_variable(name, made=False)
+    known = initial_value is not None and (isinstance(initial_value, Operand) or not callable(initial_value))
+    if known and _shape_of(initial_value) != variable.shape:
+        raise ValueError(
+            f"an earlier step made variable {name!r} with shape {variable.shape}; this one has an initial "
+            f"value of shape {_shape_of(initial_value)}. Give variables that differ names of their own."
+        )
+    return variable
+
+
+def _shape_of(value: Any) -> tuple[int, ...]:
+    return np.shape(value.value if isinstance(value, Operand) else value)
+
+
 def get_regularization_losses(scope: str | None = None) -> list[RegularizationLoss]:
-    """Return what is to be penalised.
+    """Return what is to be penalised: the records of regularizers given to variables.
+
+    Tensors that `layers.apply_regularization` added to the collection are not among them.
 
     Args:
         scope: only variables whose names begin with a match of this regular expression.
     """
-    return get_collection(GraphKeys.REGULARIZATION_LOSSES, scope)
+    found = get_collection(GraphKeys.REGULARIZATION_LOSSES, scope)
+    return [loss for loss in found if isinstance(loss, RegularizationLoss)]
 
 
 def _dimensions(shape: Shape) -> tuple[int | None, ...] | None:
@@ -218,8 +249,8 @@ def _wanted_dtype(dtype: Any, initializer: Any, default: Any) -> np.dtype[Any]:
     return np.dtype(default)
 
 
-def _checked(variable: Variable, shape: tuple[int | None, ...] | None, dtype: np.dtype[Any]) -> Variable:
-    """Return a variable that is to be shared, if it is what was asked for."""
+def _check_shared(variable: Variable, shape: tuple[int | None, ...] | None, dtype: np.dtype[Any]) -> None:
+    """Raise ValueError if a variable that is to be shared isn't what was asked for."""
     if shape is not None and not _fits(shape, variable.shape):
         raise ValueError(
             f"trying to share variable {variable.name!r}, but specified shape {shape} and found "
@@ -230,7 +261,6 @@ def _checked(variable: Variable, shape: tuple[int | None, ...] | None, dtype: np
             f"trying to share variable {variable.name!r}, but specified dtype {dtype} and found "
             f"dtype {variable.dtype}."
         )
-    return variable
 
 
 def _fits(shape: tuple[int | None, ...], found: tuple[int, ...]) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from distopt.backend import Array, Device
-from distopt.regularizers import Regularizer
+from distopt.regularizers import Regularizer, no_regularizer
 from distopt.scopes.graph import (
     Graph,
     GraphKeys,
@@ -29,7 +29,13 @@ from distopt.scopes.graph import (
 from distopt.scopes.sharing import AUTO_REUSE, ReuseMode, Shape, make_or_share
 from distopt.variables import Variable
 
-__all__ = ["VariableScope", "get_variable", "get_variable_scope", "variable_scope"]
+__all__ = [
+    "VariableScope",
+    "get_local_variable",
+    "get_variable",
+    "get_variable_scope",
+    "variable_scope",
+]
 
 
 class VariableScope:
@@ -173,6 +179,33 @@ def get_variable(
         trainable,
         collections,
         constraint=constraint,
+        reuse=reuse,
+        device=device,
+    )
+
+
+def get_local_variable(
+    name: str,
+    shape: Shape = None,
+    dtype: Any = None,
+    initializer: Any = None,
+    collections: Iterable[str] | None = None,
+    *,
+    reuse: ReuseMode | None = None,
+    device: Device | None = None,
+) -> Variable:
+    """Make or return a variable that belongs to one rank: it is not trained, and in LOCAL_VARIABLES only.
+
+    Args and errors are those of `get_variable`.
+    """
+    return get_variable(
+        name,
+        shape,
+        dtype,
+        initializer,
+        no_regularizer,
+        trainable=False,
+        collections=[GraphKeys.LOCAL_VARIABLES] if collections is None else collections,
         reuse=reuse,
         device=device,
     )

@@ -1,222 +1,229 @@
-"""`GradientTape` and `gradients`, with TensorFlow's semantics."""
+"""`GradientTape`: records what is computed inside its `with` block, with TensorFlow's semantics."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from distopt.backend import namespace
-from distopt.tape.backward import backward
-from distopt.tape.record import Tensor, active
+from distopt.tape import jacobians
+from distopt.tape.aggregation import checked_method
+from distopt.tape.backward import Walk, backward
+from distopt.tape.gates import GATE_OP, checked_gate
+from distopt.tape.nested import leaves, rebuilt
+from distopt.tape.recording import Recording
+from distopt.tape.unconnected import UnconnectedGradients, or_zeros, wants_zeros
 from distopt.variables import Operand, Variable
 
-__all__ = ["GradientTape", "gradients"]
+__all__ = ["GradientTape"]
 
 
-class GradientTape:
+class GradientTape(Recording):
     """Records what is computed inside its `with` block, for differentiation.
+
+    Gradients are arrays or IndexedSlices. While another tape is open that watches what a gradient depends
+    on, the gradient is a Tensor recorded there, so that it can be differentiated in its turn (slices hold
+    such a Tensor as their `values`):
+
+        with GradientTape() as outer:
+            with GradientTape() as inner:
+                y = x**3
+            dy = inner.gradient(y, x)
+        d2y = outer.gradient(dy, x)
+
+    The same goes for a persistent tape that is asked inside its own block. That costs time and memory:
+    ask outside the block, or inside `stop_recording()`, where second derivatives aren't wanted.
 
     Args:
         persistent: allow more than one call of `gradient` or `gradients`; keeps the record in memory.
         watch_accessed_variables: watch every trainable `Variable` of a floating dtype that is used.
     """
 
-    def __init__(self, persistent: bool = False, watch_accessed_variables: bool = True) -> None:
-        self._persistent = persistent
-        self._watch_variables = watch_accessed_variables
-        self._watched: dict[int, Any] = {}
-        self._used = False
-        self._accessed: dict[int, Variable] = {}
-
-    def __enter__(self) -> GradientTape:
-        active.tapes.append(self)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self in active.tapes:
-            active.tapes.remove(self)
-
-    def watch(self, tensor: Any) -> None:
-        """Watch a tensor, a variable that isn't trainable, or a nested list, tuple or dict of them.
-
-        Raises:
-            TypeError: it is neither (a NumPy array has no identity to follow: wrap it in `Tensor`).
-        """
-        for leaf in _leaves(tensor):
-            if not isinstance(leaf, Operand):
-                raise TypeError(f"a tape watches Tensors and Variables, got {type(leaf).__name__}")
-            self._watched[id(leaf)] = leaf
-
-    def watched_variables(self) -> list[Variable]:
-        """Return the variables that were used or watched, in the order of their first use."""
-        explicit = {i: v for i, v in self._watched.items() if isinstance(v, Variable)}
-        return list((self._accessed | explicit).values())
-
-    def watches(self, operand: Any) -> bool:
-        """Tell whether a call on `operand` is to be recorded."""
-        if isinstance(operand, Variable):
-            if operand.dtype.kind not in "fV":
-                return False
-            if self._watch_variables and operand.trainable:
-                self._accessed.setdefault(id(operand), operand)
-                return True
-            return id(operand) in self._watched
-        if isinstance(operand, Tensor):
-            recorded = operand.node is not None and self in operand.node.tapes
-            return recorded or id(operand) in self._watched
-        return False
-
-    def stop_recording(self) -> _Paused:
-        """Return a context manager in which this tape doesn't record."""
-        return _Paused(self)
-
-    def reset(self) -> None:
-        """Forget everything recorded and watched so far."""
-        self._watched.clear()
-        self._accessed.clear()
-        self._used = False
-
     def gradient(
         self,
         target: Any,
         sources: Any,
         output_gradients: Any = None,
-        unconnected_gradients: str = "none",
+        unconnected_gradients: Any = UnconnectedGradients.NONE,
+        aggregation_method: int | None = None,
     ) -> Any:
         """Return the gradient of `target` (summed, when several or not scalar) by each source.
 
         Args:
-            target: a Tensor, or a list of them.
-            sources: a Variable or watched Tensor, or a nested list, tuple or dict of them.
-            output_gradients: upstream gradient for each target; ones when None.
-            unconnected_gradients: "none" or "zero": what to give for a source that the target does not
-                depend on.
+            target: a Tensor, or a nested list, tuple or dict of them. Of IndexedSlices the values count;
+                integers and plain arrays are constants.
+            sources: a Variable or watched Tensor, or a nested list, tuple or dict of them; None is left
+                as it is.
+            output_gradients: upstream gradient for each target, nested likewise; ones for None.
+            unconnected_gradients: `UnconnectedGradients` or its "none" and "zero": what to give for a source
+                that the target does not depend on.
+            aggregation_method: how contributions of several paths are added; see `AggregationMethod`.
 
         Returns:
-            Arrays or IndexedSlices (or None), nested like `sources`.
+            Arrays, IndexedSlices or None, nested like `sources`; None for sources of integers and for
+            those that this tape doesn't watch. Tensors where an open tape watches what they depend on.
 
         Raises:
             RuntimeError: second call on a tape that is not persistent.
-            ValueError: unknown `unconnected_gradients`, or lengths that differ.
+            ValueError: unknown `unconnected_gradients` or `aggregation_method`, or lengths that differ.
+            TypeError: a target is None, or a source is neither Variable nor Tensor.
         """
-        zero = _wants_zeros(unconnected_gradients)
-        leaves = list(_leaves(sources))
-        found = {
-            id(source): gradient for gradient, source in self._run(_as_list(target), leaves, output_gradients)
-        }
-        values = iter([_or_zeros(found[id(leaf)], leaf, zero) for leaf in leaves])
-        return _rebuild(sources, values)
+        zero = wants_zeros(unconnected_gradients)
+        wanted = [leaf for leaf in leaves(sources) if leaf is not None]
+        walk = self._walk(aggregation_method=aggregation_method)
+        stream = self._start(target, wanted, output_gradients, walk)
+        found = {id(source): gradient for gradient, source in stream}
+        values = (None if x is None else or_zeros(found[id(x)], x, zero) for x in leaves(sources))
+        return rebuilt(sources, values)
 
     def gradients(
-        self, target: Any, variables: Iterable[Variable], output_gradients: Any = None
+        self,
+        target: Any,
+        variables: Iterable[Variable],
+        output_gradients: Any = None,
+        gate_gradients: int = GATE_OP,
+        aggregation_method: int | None = None,
     ) -> Iterator[tuple[Any, Any]]:
         """Yield `(gradient, variable)` at the moment the gradient is final; runs backward on demand.
 
         The gradient of a variable in an arena is written into the arena (`variable.gradient`), and is
-        that view. Variables that the target does not depend on come last, with None.
+        that view. Variables that the target does not depend on, or that the tape doesn't watch, come last,
+        with None. Gradients are arrays
+        or IndexedSlices, also while another tape is open; use `gradient` for second derivatives.
+
+        Args:
+            target: as for `gradient`.
+            variables: by what to differentiate; one that is given twice is yielded once.
+            output_gradients: as for `gradient`.
+            gate_gradients: `GATE_NONE`: each at the moment it is final. `GATE_OP`: those of one primitive
+                together. `GATE_GRAPH`: none before all are final. The values are the same.
+            aggregation_method: how contributions of several paths are added; see `AggregationMethod`.
 
         Raises:
             RuntimeError: second call on a tape that is not persistent.
+            ValueError: unknown `gate_gradients` or `aggregation_method`, or lengths that differ.
+            TypeError: a target is None, or one of `variables` is neither Variable nor Tensor.
         """
-        return self._run(_as_list(target), list(variables), output_gradients, into_arena=True)
+        walk = self._walk(
+            into_arena=True, gate=checked_gate(gate_gradients), aggregation_method=aggregation_method
+        )
+        return self._start(target, list(variables), output_gradients, walk)
 
-    def _run(
+    def jacobian(
         self,
-        targets: list[Any],
-        sources: list[Any],
-        upstreams: Any,
-        into_arena: bool = False,
+        target: Any,
+        sources: Any,
+        unconnected_gradients: Any = UnconnectedGradients.NONE,
+        parallel_iterations: int | None = None,
+        experimental_use_pfor: bool = True,
+    ) -> Any:
+        """Return the derivative of every element of `target` by every element of each source.
+
+        Args:
+            target: a Tensor.
+            sources: as for `gradient`.
+            unconnected_gradients: as for `gradient`.
+            parallel_iterations: for code written for TensorFlow; rows are computed one by one here.
+            experimental_use_pfor: for code written for TensorFlow; likewise.
+
+        Returns:
+            Arrays of shape `target.shape + source.shape`, nested like `sources`.
+
+        Raises:
+            RuntimeError: second call on a tape that is not persistent.
+            TypeError: the target is no Tensor of a floating dtype.
+
+        Cost: one backward pass for each element of `target`.
+        """
+        zero = wants_zeros(unconnected_gradients)
+        wanted = [leaf for leaf in leaves(sources) if leaf is not None]
+        _check(wanted)
+        self._take()
+        followed = [source for source in wanted if self.differentiates_by(source)]
+        found = jacobians.jacobian(target, followed, Walk(self))
+        values = (
+            None if x is None else jacobians.or_zeros(found.get(id(x)), target, x, zero)
+            for x in leaves(sources)
+        )
+        return rebuilt(sources, values)
+
+    def batch_jacobian(
+        self,
+        target: Any,
+        source: Any,
+        unconnected_gradients: Any = UnconnectedGradients.NONE,
+        parallel_iterations: int | None = None,
+        experimental_use_pfor: bool = True,
+    ) -> Any:
+        """Return, for every example, the derivative of its part of `target` by its part of `source`.
+
+        Row `i` of `target` [b, ...] must depend on row `i` of `source` [b, ...] alone; what it owes to other
+        rows is summed in without notice.
+
+        Args:
+            target: a Tensor [b, ...].
+            source: a Variable or watched Tensor [b, ...].
+            unconnected_gradients: as for `gradient`.
+            parallel_iterations: for code written for TensorFlow; see `jacobian`.
+            experimental_use_pfor: for code written for TensorFlow; likewise.
+
+        Returns:
+            An array of shape `target.shape + source.shape[1:]`.
+
+        Raises:
+            RuntimeError: second call on a tape that is not persistent.
+            TypeError: the target is no Tensor of a floating dtype.
+            ValueError: the first axes differ.
+
+        Cost: one backward pass for each element that `target` has per example.
+        """
+        zero = wants_zeros(unconnected_gradients)
+        _check([source])
+        jacobians.check_batch(target, source)
+        self._take()
+        watched = self.differentiates_by(source)
+        found = jacobians.batch_jacobian(target, source, Walk(self)) if watched else None
+        return jacobians.or_zeros(found, target, source, zero, batch=True)
+
+    def _walk(self, **how: Any) -> Walk:
+        checked_method(how["aggregation_method"])  # an unknown method is an error even where nothing is added
+        return Walk(self, release=not self._persistent, **how)
+
+    def _start(
+        self, target: Any, sources: list[Any], output_gradients: Any, walk: Walk
     ) -> Iterator[tuple[Any, Any]]:
-        if self._used and not self._persistent:
-            raise RuntimeError(
-                "this tape was used already; a tape gives gradients once unless it is made with "
-                "GradientTape(persistent=True)"
+        targets = list(leaves(target))
+        for leaf in targets:
+            if leaf is None:
+                raise TypeError(
+                    "a target is None, perhaps an unconnected gradient; "
+                    'ask for it with unconnected_gradients="zero", or leave it out'
+                )
+        _check(sources)
+        upstreams = _upstreams(targets, output_gradients)
+        self._take()
+        followed = [source for source in sources if self.differentiates_by(source)]
+        others = {id(source): source for source in sources if not self.differentiates_by(source)}
+        unconnected = ((None, source) for source in others.values())
+        return itertools.chain(backward(targets, followed, upstreams, walk), unconnected)
+
+
+def _check(sources: list[Any]) -> None:
+    for source in sources:
+        if not isinstance(source, Operand):
+            raise TypeError(
+                f"gradients are taken by Variables and Tensors, got {type(source).__name__}; "
+                "wrap an array in Tensor, and watch it before it is used"
             )
-        if self in active.tapes and not self._persistent:
-            active.tapes.remove(self)  # what follows inside the block can't be asked of it any more
-        self._used = True
-        return backward(targets, sources, upstreams, self, into_arena, release=not self._persistent)
 
 
-class _Paused:
-    def __init__(self, tape: GradientTape) -> None:
-        self._tape = tape
-        self._place = -1
-
-    def __enter__(self) -> None:
-        if self._tape in active.tapes:
-            self._place = active.tapes.index(self._tape)
-            active.tapes.remove(self._tape)
-
-    def __exit__(self, *exception: object) -> None:
-        if self._place >= 0:
-            active.tapes.insert(self._place, self._tape)
-
-
-def gradients(
-    ys: Any,
-    xs: Any,
-    grad_ys: Any = None,
-    stop_gradients: Any = None,
-    unconnected_gradients: str = "none",
-) -> list[Any]:
-    """Return the sum over `ys` of `grad_ys * dy/dx` for each x, as TensorFlow's function of this name.
-
-    The ys must have been computed under an open `GradientTape`. The record is kept, so it can be called
-    again.
-
-    Args:
-        ys: a Tensor or a list of them.
-        xs: a Variable or Tensor or a list of them.
-        grad_ys: upstream gradients, one per y; None, or None for a y, means ones.
-        stop_gradients: operands to be taken as constants.
-        unconnected_gradients: "none" or "zero".
-
-    Returns:
-        A list as long as `xs`, also for a single x.
-
-    Raises:
-        ValueError: `grad_ys` has another length than `ys`, or unknown `unconnected_gradients`.
-    """
-    zero = _wants_zeros(unconnected_gradients)
-    sources = _as_list(xs)
-    stops = {id(operand) for operand in _as_list(stop_gradients)}
-    run = backward(_as_list(ys), sources, grad_ys, None, False, release=False, stops=stops)
-    found = {id(source): gradient for gradient, source in run}
-    return [_or_zeros(found[id(source)], source, zero) for source in sources]
-
-
-def _wants_zeros(unconnected_gradients: str) -> bool:
-    if unconnected_gradients not in ("none", "zero"):
-        raise ValueError(f"unconnected_gradients must be 'none' or 'zero', got {unconnected_gradients!r}")
-    return unconnected_gradients == "zero"
-
-
-def _or_zeros(gradient: Any, source: Any, zero: bool) -> Any:
-    if gradient is None and zero:
-        return namespace(source.value).zeros_like(source.value)
-    return gradient
-
-
-def _as_list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _leaves(nested: Any) -> Iterator[Any]:
-    if isinstance(nested, dict):
-        nested = list(nested.values())
-    if isinstance(nested, list | tuple):
-        for item in nested:
-            yield from _leaves(item)
-    else:
-        yield nested
-
-
-def _rebuild(nested: Any, values: Iterator[Any]) -> Any:
-    if isinstance(nested, dict):
-        return {key: _rebuild(item, values) for key, item in nested.items()}
-    if isinstance(nested, list | tuple):
-        return type(nested)([_rebuild(item, values) for item in nested])
-    return next(values)
+def _upstreams(targets: list[Any], given: Any) -> list[Any] | None:
+    if given is None:
+        return None
+    upstreams = list(leaves(given))
+    if len(upstreams) != len(targets):
+        raise ValueError(
+            f"there are {len(targets)} targets, so as many output_gradients are expected, "
+            f"got {len(upstreams)}"
+        )
+    return upstreams

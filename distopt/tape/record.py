@@ -12,9 +12,25 @@ import numpy as np
 from distopt.backend import Array, asnumpy
 from distopt.variables import Operand
 
-__all__ = ["Context", "Node", "Primitive", "Recorder", "Tensor", "active", "primitive", "primitives"]
+__all__ = [
+    "Context",
+    "Node",
+    "Primitive",
+    "Recorder",
+    "Tensor",
+    "active",
+    "naming",
+    "next_sequence",
+    "primitive",
+    "primitives",
+]
 
 _sequence = itertools.count()
+
+
+def next_sequence() -> int:
+    """Return a number above those of all nodes so far."""
+    return next(_sequence)
 
 
 class Recorder(Protocol):
@@ -24,19 +40,25 @@ class Recorder(Protocol):
         """Tell whether a call on `operand` is to be recorded."""
         ...
 
+    def holds(self, node: Node) -> bool:
+        """Tell whether a call was recorded here, and not forgotten since."""
+        ...
+
 
 class Tensor(Operand):
     """A computed value: an array, and the record of how it was made where a tape was open.
 
     Attributes:
         value: the array.
+        name: full name, by which collections are filtered; None where none was given.
     """
 
-    __slots__ = ("__weakref__", "node", "value")
+    __slots__ = ("__weakref__", "name", "node", "value")
 
-    def __init__(self, value: Any, node: Node | None = None) -> None:
+    def __init__(self, value: Any, node: Node | None = None, name: str | None = None) -> None:
         self.value: Array = value
         self.node = node
+        self.name = name
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,6 +74,11 @@ class Tensor(Operand):
     def ndim(self) -> int:
         """Number of axes."""
         return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.size(self.value))
 
     def numpy(self) -> Array:
         """Return the value as a NumPy array (waits for the GPU)."""
@@ -71,9 +98,10 @@ class Context:
     """What a primitive's two halves share.
 
     Attributes:
-        inputs: the arrays (or Python numbers) that the primitive was called on.
+        inputs: the arrays (or Python numbers) that the primitive was called on. While an outer tape
+            watches a backward half: the Tensors and Variables instead (see `Primitive.gradient`).
         options: its keyword arguments.
-        output: the array it returned; set after the forward half.
+        output: the array it returned, or its Tensor likewise; set after the forward half.
         needs: per input, whether its gradient is wanted. In the forward half: whether any tape watches it.
         saved: whatever the forward half leaves for the backward half.
         is_last: whether the backward half is called for the last time, and may let go of what was saved.
@@ -134,13 +162,21 @@ active = _Active()
 
 _Forward: TypeAlias = Callable[..., Any]
 _Backward: TypeAlias = Callable[[Context, Any], Sequence[Any]]
+_Composed: TypeAlias = Callable[..., Any]
+
+naming: dict[str, Callable[[str], str]] = {"full_name": str}
+"""How a result's name becomes a full one; `distopt.scopes` fills it (a lower level can't import it)."""
 
 primitives: dict[str, Primitive] = {}
 """Every primitive by name; the tests check the gradient of each."""
 
 
 class Primitive:
-    """A function on arrays that tapes can differentiate; made by `@primitive`."""
+    """A function on arrays that tapes can differentiate; made by `@primitive`.
+
+    Attributes:
+        takes_slices: whether the backward half passes IndexedSlices on; others are given dense arrays.
+    """
 
     def __init__(self, forward: _Forward) -> None:
         self.__doc__ = forward.__doc__
@@ -148,6 +184,8 @@ class Primitive:
         self.__module__ = forward.__module__
         self._forward = forward
         self.backward: _Backward | None = None
+        self.composition: _Composed | None = None
+        self.takes_slices = False
         if self.name in primitives:
             raise ValueError(f"there is a primitive named {self.name!r} already")
         primitives[self.name] = self
@@ -156,21 +194,44 @@ class Primitive:
         """Register `backward(context, upstream)`, which returns one gradient (or None) per input.
 
         It must not change `upstream`, which other nodes may share.
+
+        For second derivatives it is called with Tensors and Variables in the place of arrays, and has to
+        compute with them: by operators, their methods and primitives (`alike`), with `value_of` for what
+        counts as a constant. A formula that needs more than that has `composed` beside it.
         """
         self.backward = backward
         return backward
 
-    def __call__(self, *inputs: Any, **options: Any) -> Tensor:
-        """Compute on Tensors, Variables, arrays and numbers; leave a node on the tapes that watch them."""
+    def composed(self, composition: _Composed) -> _Composed:
+        """Register the same function of other primitives, for second derivatives.
+
+        `composition(*inputs, **options)` takes Tensors and returns a Tensor. It is computed, in the
+        place of the backward half, only where an outer tape watches a gradient.
+        """
+        self.composition = composition
+        return composition
+
+    def alike(self, *inputs: Any, **options: Any) -> Any:
+        """Compute; arrays give an array, Tensors and Variables a Tensor."""
+        if any(isinstance(i, Operand) for i in inputs):
+            return self(*inputs, **options)
+        return self._forward(Context(inputs, options, (False,) * len(inputs)), *inputs, **options)
+
+    def __call__(self, *inputs: Any, name: str | None = None, **options: Any) -> Tensor:
+        """Compute on Tensors, Variables, arrays and numbers; leave a node on the tapes that watch them.
+
+        With a `name` the result gets it, below the name scope in force.
+        """
+        full_name = None if name is None else naming["full_name"](name)
         values = tuple(i.value if isinstance(i, Operand) else i for i in inputs)
         tapes = tuple(tape for tape in active.tapes if any(tape.watches(i) for i in inputs))
         needs = tuple(any(tape.watches(i) for tape in tapes) for i in inputs)
         context = Context(values, options, needs)
         output = self._forward(context, *values, **options)
         if not tapes:
-            return Tensor(output)
+            return Tensor(output, name=full_name)
         context.output = output
-        return Tensor(output, Node(self, inputs, context, tapes))
+        return Tensor(output, Node(self, inputs, context, tapes), full_name)
 
     def __repr__(self) -> str:
         return f"<primitive {self.name}>"

@@ -27,6 +27,26 @@ def test_cross_entropy_refuses_what_does_not_fit():
         ops.sparse_softmax_cross_entropy(logits, labels=np.array([0, 1, 2]))
 
 
+def test_softmax_cross_entropy_of_known_probabilities():
+    logits = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]))
+    labels = np.array([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]])
+    each = ops.softmax_cross_entropy(logits + 1000.0, labels=labels, reduction="none").numpy()
+    np.testing.assert_allclose(each, [-np.log(0.5), -np.log(0.1 * 0.2) / 2], rtol=1e-12)
+    assert float(ops.softmax_cross_entropy(logits, labels=labels)) == pytest.approx(each.sum())
+    with pytest.raises(ValueError, match=r"got \(2, 3\) and \(2,\)"):
+        ops.softmax_cross_entropy(logits, labels=np.zeros(2))
+    with pytest.raises(ValueError, match="'sum' or 'none', got 'mean'"):
+        ops.softmax_cross_entropy(logits, labels=labels, reduction="mean")
+
+
+def test_sigmoid_cross_entropy_of_known_probabilities():
+    logits = np.array([np.log(3.0), 0.0, 1000.0, -1000.0])  # probabilities 0.75, 0.5, 1, 0
+    each = ops.sigmoid_cross_entropy(logits, labels=np.array([1.0, 0.25, 0.0, 1.0])).numpy()
+    np.testing.assert_allclose(each, [-np.log(0.75), np.log(2.0), 1000.0, 1000.0], rtol=1e-12)
+    with pytest.raises(ValueError, match=r"shape \(4,\), labels \(1,\)"):
+        ops.sigmoid_cross_entropy(logits, labels=np.zeros(1))
+
+
 def test_squared_error_is_averaged_over_features_and_summed_over_examples():
     predictions, targets = np.array([[1.0, 2.0], [0.0, 0.0]]), np.array([[0.0, 0.0], [3.0, 1.0]])
     assert float(ops.mean_squared_error(predictions, targets=targets)) == 2.5 + 5.0

@@ -75,10 +75,23 @@ def test_collections_argument_replaces_global_but_trainable_is_added():
 
 
 def test_collection_names_are_those_of_tensorflow():
-    assert GraphKeys.GLOBAL_VARIABLES == "variables"
-    assert GraphKeys.TRAINABLE_VARIABLES == "trainable_variables"
-    assert GraphKeys.REGULARIZATION_LOSSES == "regularization_losses"
-    assert GraphKeys.MOVING_AVERAGE_VARIABLES == "moving_average_variables"
+    lower_case = [
+        "ACTIVATIONS",
+        "BIASES",
+        "GLOBAL_STEP",
+        "LOCAL_VARIABLES",
+        "LOSSES",
+        "MODEL_VARIABLES",
+        "MOVING_AVERAGE_VARIABLES",
+        "REGULARIZATION_LOSSES",
+        "SUMMARIES",
+        "TRAINABLE_VARIABLES",
+        "TRAIN_OP",
+        "UPDATE_OPS",
+        "WEIGHTS",
+    ]
+    keys = {key: value for key, value in vars(GraphKeys).items() if key.isupper()}
+    assert keys == {**{key: key.lower() for key in lower_case}, "GLOBAL_VARIABLES": "variables"}
 
 
 def test_every_thread_has_its_own_default_graph():

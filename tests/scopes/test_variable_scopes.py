@@ -346,3 +346,15 @@ def test_get_variable_of_a_scope_takes_a_reuse_of_its_own():
     assert scope.get_variable("w", [1], reuse=True) is first
     with pytest.raises(ValueError, match="already exists"):
         scope.get_variable("w", [1], reuse=False)
+
+
+def test_a_local_variable_is_neither_trained_nor_global_nor_penalised():
+    with variable_scope("a", regularizer=regularizers.l2_regularizer(1.0)):
+        counter = scopes.get_local_variable("counter", [], np.int64)
+        assert scopes.get_local_variable("counter", [], np.int64, reuse=True) is counter
+    assert (counter.name, counter.trainable) == ("a/counter", False)
+    assert scopes.local_variables() == [counter]
+    assert scopes.global_variables() == scopes.trainable_variables() == []
+    assert scopes.get_regularization_losses() == []
+    own = scopes.get_local_variable("own", [], collections=["own"])
+    assert scopes.get_collection("own") == [own]

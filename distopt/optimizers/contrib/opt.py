@@ -92,8 +92,16 @@ class MomentumWOptimizer(DecoupledWeightDecay, tf1.MomentumOptimizer):
 class LazyAdamOptimizer(tf1.AdamOptimizer):
     """`tf1.AdamOptimizer`, except that a sparse gradient updates the listed rows of variable and slots only.
 
-    As `tf.contrib.opt.LazyAdamOptimizer`: the bias correction goes by the count of all updates. Its arguments
-    are those of `tf1.AdamOptimizer`.
+    As `tf.contrib.opt.LazyAdamOptimizer`: the bias correction goes by the count of all updates.
+
+    Args:
+        learning_rate: number, schedule or callable; not negative.
+        beta1: decay of the first moment, in [0, 1).
+        beta2: decay of the second moment, in [0, 1).
+        epsilon: added to the root of the uncorrected v; not negative.
+        use_locking: see `tf1.Optimizer`.
+        name: for messages and slots.
+        options: those of `tf1.Optimizer`.
     """
 
     sparse = "rows"

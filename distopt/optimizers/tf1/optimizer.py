@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 from distopt.aggregators import Pair
 from distopt.optimizers import optimizer as engine
-from distopt.optimizers.recording import flattened
+from distopt.optimizers.recording import check_floating, flattened
 from distopt.scopes.graph import trainable_variables
 from distopt.tape import Tensor, gradients
+from distopt.tape.gates import checked_gate
 from distopt.variables import Variable
 
 __all__ = ["Optimizer"]
@@ -130,13 +131,22 @@ class Optimizer(engine.Optimizer):
                 "enabled, or a Tensor computed under an open GradientTape from what it watches; got "
                 f"{loss!r:.60}"
             )
+        check_floating("the loss", loss)
+        check_floating("grad_loss", grad_loss)
         if var_list is None:
             variables: list[Any] = list({id(v): v for v in [*trainable_variables(), *_used(loss)]}.values())
         else:
             variables = flattened(var_list)
         if not variables:
             raise ValueError("No variables to optimize.")
-        found = gradients(self._transform_loss(loss), variables, None if grad_loss is None else [grad_loss])
+        self._warn_of_mean(loss)
+        checked_gate(gate_gradients)
+        found = gradients(
+            self._transform_loss(loss),
+            variables,
+            None if grad_loss is None else [grad_loss],
+            aggregation_method=aggregation_method,
+        )
         return list(zip(found, variables, strict=True))
 
     def apply_gradients(  # type: ignore[override]
