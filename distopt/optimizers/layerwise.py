@@ -60,5 +60,5 @@ def call(
     control = xp.empty(len(rule.scalars), np.float64 if value.dtype == np.float64 else np.float32)
     with np.errstate(over="ignore"):  # a rate beyond float32 is infinite, as on a GPU
         for place, name in enumerate(rule.scalars):
-            control[place] = per_layer[name] if name in per_layer else scalars[name]
+            control[place : place + 1] = per_layer[name] if name in per_layer else scalars[name]
     rule(*arrays, control=control, **options)

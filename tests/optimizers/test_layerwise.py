@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from distopt.elementwise import elementwise
-from distopt.optimizers import LAMB, LARS, contrib, layerwise
+from distopt.optimizers import LAMB, LARS, Muon, contrib, layerwise
 from distopt.schedules import PiecewiseConstantDecay
 from distopt.variables import Arena, IndexedSlices, Variable
 
@@ -225,6 +225,35 @@ def test_scalars_of_a_layer_reach_the_rule_by_name():
     value, gradient = np.ones(2, np.float32), np.ones(2, np.float32)
     layerwise.call(two_rates, value, gradient, scalars={"second": 0.25}, per_layer={"first": np.float64(0.5)})
     assert value.tolist() == [0.25, 0.25]
+
+
+class OnDevice(np.ndarray):
+    """A number that may be computed with, but not looked at: what a GPU's norm is to the host."""
+
+    def _looked_at(self, *_):
+        raise AssertionError("the host read a value of the device")
+
+    __float__ = __int__ = __bool__ = __index__ = item = tolist = _looked_at
+
+    def __array_function__(self, *call):
+        result = super().__array_function__(*call)
+        return result.view(OnDevice) if isinstance(result, np.ndarray) else result
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: LAMB(0.1, weight_decay=0.1), lambda: LARS(0.1), lambda: Muon(0.1)],
+    ids=["LAMB", "LARS", "Muon"],
+)
+def test_no_norm_is_read_on_the_host(make, monkeypatch):
+    def norm(values):
+        return np.asarray(np.sqrt(np.square(values.astype(float)).sum())).view(OnDevice)
+
+    expected = trained(make(), START, GRADIENTS)
+    monkeypatch.setattr(layerwise, "norm", norm)
+    np.testing.assert_allclose(trained(make(), START, GRADIENTS), expected, rtol=1e-12)
+    with pytest.raises(AssertionError, match="the host read"):
+        float(norm(START))
 
 
 @elementwise
