@@ -86,9 +86,10 @@ class Muon(DecoupledWeightDecay):
     arxiv.org/abs/2502.16982), with which rates and decays for AdamW suit; for "none", 1.
 
     Differences: the author's later code and PyTorch's `torch.optim.Muon` average (m = mu m + (1-mu) g), which
-    the orthogonalisation undoes, and iterate in bfloat16, here in float32 (float64 for variables of it).
-    PyTorch's takes matrices only and defaults to lr 1e-3 and weight_decay 0.1. A sparse gradient is the dense
-    one with zeros.
+    the orthogonalisation undoes, and iterate in bfloat16, here in float32 (float64 for variables of it). The
+    author's takes the scale of a convolution from the window's two axes, which makes it 1. PyTorch's
+    takes matrices only and defaults to lr 1e-3 and weight_decay 0.1. A sparse gradient is the dense one
+    with zeros.
 
     Matrix products go through BLAS: replicas hold the same bits where they run on the same kind of
     processor with as many BLAS threads. On mixed ones compare checksums, or exclude what is large.
