@@ -18,6 +18,7 @@ from distopt.optimizers.lars import LARS
 from distopt.optimizers.lazy_adam import LazyAdam
 from distopt.optimizers.lion import Lion
 from distopt.optimizers.moving_averages import assign_moving_average, weighted_moving_average
+from distopt.optimizers.muon import Muon
 from distopt.optimizers.nadam import Nadam
 from distopt.optimizers.optimizer import Optimizer
 from distopt.optimizers.rmsprop import RMSprop
@@ -37,6 +38,7 @@ __all__ = [
     "Ftrl",
     "LazyAdam",
     "Lion",
+    "Muon",
     "Nadam",
     "Optimizer",
     "RMSprop",
