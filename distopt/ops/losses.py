@@ -126,6 +126,15 @@ def _(context: Context, upstream: Any) -> tuple[Any]:
     return (gradient,)
 
 
+@softmax_cross_entropy.composed
+def _(logits: Any, *, labels: Any, reduction: str = "sum") -> Tensor:
+    value = value_of(logits)
+    labels = namespace(value).asarray(labels, value.dtype)
+    shifted = logits - value.max(axis=1, keepdims=True)  # a constant, as above
+    losses = log(reduce_sum(exp(shifted), axis=1)) * labels.sum(axis=1) - reduce_sum(shifted * labels, axis=1)
+    return reduce_sum(losses) if reduction == "sum" else losses
+
+
 @primitive
 def sigmoid_cross_entropy(context: Context, logits: Any, *, labels: Any) -> Any:
     """Return the cross-entropy between labels and the sigmoid of logits, of each element.
@@ -153,6 +162,15 @@ def _(context: Context, upstream: Any) -> tuple[Any]:
     logits, labels = context.inputs[0], context.saved
     xp = namespace(logits)
     return (((1 + xp.tanh(logits * 0.5)) * 0.5 - labels) * upstream,)
+
+
+@sigmoid_cross_entropy.composed
+def _(logits: Any, *, labels: Any) -> Tensor:
+    value = value_of(logits)
+    # log(1 + exp(x)), x as a constant taken out where it is positive, so that exp doesn't overflow.
+    largest = namespace(value).maximum(value, 0)
+    softplus = log(exp(-largest) + exp(logits - largest)) + largest
+    return softplus - logits * namespace(value).asarray(labels, value.dtype)
 
 
 @primitive

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -9,9 +10,10 @@ import numpy as np
 
 from distopt.backend import Array, namespace
 from distopt.communicators.communicator import Communicator
-from distopt.ops.arithmetic import sqrt
+from distopt.ops.arithmetic import sqrt, square
+from distopt.ops.reductions import reduce_sum
 from distopt.tape import Context, Tensor, primitive
-from distopt.variables import Operand
+from distopt.variables import Operand, value_of
 
 __all__ = ["Moments", "batch_moments", "batch_normalization", "normalize"]
 
@@ -137,6 +139,28 @@ def _(context: Context, upstream: Any) -> tuple[Any, Any, Any]:
         by_x *= factor if gamma is None else factor * gamma
         by_x = by_x.astype(x.dtype, copy=False)
     return by_x, by_gamma, by_beta
+
+
+@batch_normalization.composed
+def _(
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    *,
+    epsilon: float = 1e-3,
+    moments: Moments | None = None,
+    communicator: Communicator | None = None,
+) -> Tensor:
+    del moments  # they are constants; here they have to depend on x
+    if communicator is not None and communicator.size > 1:
+        raise RuntimeError(
+            "second derivatives of a batch normalization over several ranks' batches aren't available; "
+            "normalize each replica's batch by itself (communicator=None)"
+        )
+    shape = value_of(x).shape
+    axes, count = tuple(range(len(shape) - 1)), max(1, math.prod(shape[:-1]))
+    centred = x - reduce_sum(x, axis=axes) / count
+    return normalize(centred, 0.0, reduce_sum(square(centred), axis=axes) / count, beta, gamma, epsilon)
 
 
 def normalize(
