@@ -213,12 +213,12 @@ class Muon(DecoupledWeightDecay):
         return {
             "learning_rate": values["learning_rate"],
             "momentum": values["momentum"],
-            "shrinkage": self._shrinkage(values),
+            "decay_share": self._decay_share(values),
             "rate": adam_rate(adams["learning_rate"], beta_1**t, beta_2**t),
             "beta_1": beta_1,
             "beta_2": beta_2,
             "epsilon": values["epsilon"],
-            "adam_shrinkage": self._shrinkage(adams),
+            "adam_decay_share": self._decay_share(adams),
         }
 
     def group(self, variable: Variable) -> Hashable:
@@ -229,10 +229,10 @@ class Muon(DecoupledWeightDecay):
         """See `Optimizer.grouped`."""
         matrix, decay = group
         if matrix:
-            own = {name: scalars[name] for name in ("learning_rate", "momentum", "shrinkage")}
+            own = {name: scalars[name] for name in ("learning_rate", "momentum", "decay_share")}
         else:
             own = {name: scalars[name] for name in ("rate", "beta_1", "beta_2", "epsilon")}
-            own["shrinkage"] = scalars["adam_shrinkage"]
+            own["decay_share"] = scalars["adam_decay_share"]
         return super().grouped(own, decay)
 
     def _create_slots(self, var_list: Sequence[Variable]) -> None:
@@ -264,5 +264,5 @@ class Muon(DecoupledWeightDecay):
                 variable.value,
                 update.reshape(variable.shape),
                 learning_rate=rate,
-                shrinkage=own["shrinkage"],
+                decay_share=own["decay_share"],
             )

@@ -1,11 +1,29 @@
 """Decoupled weight decay: both conventions, what decays, and the extension of other optimizers."""
 
+import inspect
+
 import numpy as np
 import pytest
+from every import CLASSES, REQUIRED
 
 from distopt import ops
-from distopt.optimizers import SGD, SGDW, Adam, AdamW, LazyAdam, Lion, Optimizer, contrib, tf1
+from distopt.elementwise import elementwise
+from distopt.optimizers import (
+    LAMB,
+    SGD,
+    SGDW,
+    Adam,
+    AdamW,
+    LazyAdam,
+    Lion,
+    Optimizer,
+    contrib,
+    keras_new,
+    tf1,
+)
 from distopt.optimizers.contrib import extend_with_decoupled_weight_decay
+from distopt.optimizers.lars import LayerwiseMomentum
+from distopt.optimizers.weight_decay import DecoupledWeightDecay
 from distopt.schedules import PiecewiseConstantDecay
 from distopt.variables import Arena, IndexedSlices, Variable
 
@@ -331,6 +349,27 @@ def test_an_optimizer_whose_hook_calls_its_rule_decays_once():
     assert float(w) == pytest.approx(5.5, abs=1e-5)
 
 
+@elementwise
+def with_a_share(value, gradient, *, learning_rate, decay_share):
+    value = value - decay_share * value - learning_rate * gradient
+    return value  # noqa: RET504
+
+
+class WithAShare(Optimizer):
+    """Has a decay in its rule already."""
+
+    rule = with_a_share
+
+    def __init__(self, learning_rate=0.1, decay_share=0.1, **options):
+        given = {"learning_rate": learning_rate, "decay_share": decay_share}
+        super().__init__(hyperparameters=given, **options)
+
+
+def test_a_rule_with_a_share_of_its_own_is_refused_by_the_constructor():
+    with pytest.raises(ValueError, match="can't be put in front of with_a_share"):
+        extend_with_decoupled_weight_decay(WithAShare)(0.1)
+
+
 def test_extended_classes_keep_their_configuration():
     kind = extend_with_decoupled_weight_decay(SGD)
     optimizer = kind(0.25, 0.1, momentum=0.5, nesterov=True, exclude_from_weight_decay=["b"])
@@ -346,3 +385,41 @@ def test_decay_alone_brings_weights_to_zero():
     for _ in range(100):
         optimizer.minimize(lambda: ops.reduce_sum(w * 0.0), var_list=[w])
     assert abs(w.numpy()).max() < 1e-4
+
+
+EXTENDABLE = [
+    name
+    for name, kind in CLASSES.items()
+    if not issubclass(kind, DecoupledWeightDecay | LAMB | LayerwiseMomentum | keras_new.Optimizer)
+]
+
+
+@pytest.mark.parametrize("name", EXTENDABLE)
+def test_every_optimizer_can_be_extended(name):
+    kind = extend_with_decoupled_weight_decay(CLASSES[name])
+    settings = {
+        key: REQUIRED[key]()
+        for key, parameter in inspect.signature(CLASSES[name]).parameters.items()
+        if parameter.default is parameter.empty and key in REQUIRED
+    }
+    decaying, plain = kind(0.25, **settings), CLASSES[name](**settings)
+    random = np.random.default_rng(2)
+    start, table = random.standard_normal(7), random.standard_normal((4, 3))
+    first, second = Variable(start, name="a"), Variable(start, name="a")
+    one, two = Variable(table, name="b"), Variable(table, name="b")
+    for rows in ([0, 2, 0], [3], []):
+        gradient, values = random.standard_normal(7), random.standard_normal((len(rows), 3))
+        slices = IndexedSlices(values, np.array(rows, int), (4, 3))
+        decaying.apply_gradients([(gradient, first), (slices, one)])
+        second.value -= 0.25 * second.value
+        two.value[sorted(set(rows))] *= 0.75
+        plain.apply_gradients([(gradient, second), (slices, two)])
+    np.testing.assert_array_equal(first.numpy(), second.numpy())
+    np.testing.assert_allclose(one.numpy(), two.numpy(), rtol=1e-14)
+
+
+def test_nothing_is_left_out_of_the_extension():
+    assert {"SGD", "Nadam", "RMSprop", "Ftrl", "tf1.AdagradDAOptimizer", "contrib.LazyAdamOptimizer"} <= {
+        *EXTENDABLE
+    }
+    assert all(CLASSES[name].rule is not None or name.endswith(("SGD", "RMSprop")) for name in EXTENDABLE)
