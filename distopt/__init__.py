@@ -18,6 +18,7 @@ from distopt import (
     regularizers,
     schedules,
     scopes,
+    summaries,
     transforms,
 )
 from distopt.aggregators import AllReduce, Ticket
@@ -69,6 +70,7 @@ __all__ = [
     "regularizers",
     "schedules",
     "scopes",
+    "summaries",
     "transforms",
     "variable_scope",
 ]

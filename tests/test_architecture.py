@@ -25,6 +25,7 @@ _LEVELS = {
     "aggregators": 4,
     "transforms": 4,
     "optimizers": 5,
+    "summaries": 5,
     "layers": 5,
     "losses": 5,
     "data": 5,

@@ -17,16 +17,21 @@ from distopt.optimizers.lamb import LAMB
 from distopt.optimizers.lars import LARS
 from distopt.optimizers.lazy_adam import LazyAdam
 from distopt.optimizers.lion import Lion
+from distopt.optimizers.loss_scale import LossScaleOptimizer
 from distopt.optimizers.moving_averages import assign_moving_average, weighted_moving_average
 from distopt.optimizers.muon import Muon
 from distopt.optimizers.nadam import Nadam
+from distopt.optimizers.optimize_loss import OPTIMIZER_CLS_NAMES, OPTIMIZER_SUMMARIES, optimize_loss
 from distopt.optimizers.optimizer import Optimizer
 from distopt.optimizers.rmsprop import RMSprop
+from distopt.optimizers.train_op import TrainOp
 from distopt.optimizers.weight_decay import SGDW, AdamW
 
 __all__ = [
     "LAMB",
     "LARS",
+    "OPTIMIZER_CLS_NAMES",
+    "OPTIMIZER_SUMMARIES",
     "SGD",
     "SGDW",
     "Adadelta",
@@ -38,13 +43,16 @@ __all__ = [
     "Ftrl",
     "LazyAdam",
     "Lion",
+    "LossScaleOptimizer",
     "Muon",
     "Nadam",
     "Optimizer",
     "RMSprop",
+    "TrainOp",
     "assign_moving_average",
     "contrib",
     "keras_new",
+    "optimize_loss",
     "tf1",
     "weighted_moving_average",
 ]

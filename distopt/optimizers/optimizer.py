@@ -244,7 +244,7 @@ class Optimizer(Updates):
         check_floating("grad_loss", grad_loss)
         tape, target, variables = record(loss, var_list, tape)
         self._warn_of_mean(target)
-        target = self._transform_loss(target)
+        target = self._transformed(target, tape)
         return tape.gradients(target, variables, grad_loss, gate_gradients, aggregation_method)
 
     def compute_gradients(
@@ -281,7 +281,7 @@ class Optimizer(Updates):
         self._warn_of_mean(target)
         checked_gate(gate_gradients)
         found = tape.gradient(
-            self._transform_loss(target), variables, grad_loss, aggregation_method=aggregation_method
+            self._transformed(target, tape), variables, grad_loss, aggregation_method=aggregation_method
         )
         return list(zip(found, variables, strict=True))
 
@@ -370,6 +370,13 @@ class Optimizer(Updates):
         if not self._looked_at_loss:
             self._looked_at_loss = True
             ops.warn_of_mean_of_means(loss, self.gradient_aggregator)
+
+    def _transformed(self, target: Any, tape: GradientTape) -> Any:
+        """Return what the hook `_transform_loss` makes of a recorded loss, recorded too."""
+        if not _overridden(self, "_transform_loss"):
+            return target
+        with tape:
+            return self._transform_loss(target)
 
     def _transform_loss(self, loss: Any) -> Any:
         """Return the loss to be differentiated; a hook for loss scaling."""

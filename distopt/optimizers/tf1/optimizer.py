@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from distopt.aggregators import Pair
 from distopt.optimizers import optimizer as engine
 from distopt.optimizers.recording import check_floating, flattened
 from distopt.scopes.graph import trainable_variables
+from distopt.scopes.variable_scopes import get_variable_scope
 from distopt.tape import Tensor, gradients
 from distopt.tape.gates import checked_gate
 from distopt.variables import Variable
@@ -200,7 +201,19 @@ class Optimizer(engine.Optimizer):
     def _slot_variable_name(self, variable: Variable, slot_name: str) -> str:
         # TensorFlow takes the optimizer's name, not the slot's, and numbers what repeats.
         number = sum(self._slots.find(variable, name) is not None for name in self._slots.names)
-        return f"{variable.name}/{self._name}" + (f"_{number}" if number else "")
+        return _in_scope(f"{variable.name}/{self._name}" + (f"_{number}" if number else ""))
+
+    def add_weight(
+        self, name: str, shape: Sequence[int] = (), dtype: Any = None, initializer: Any = "zeros"
+    ) -> Variable:
+        """See `State.add_weight`; the variable scope in force goes before the name."""
+        return super().add_weight(_in_scope(name), shape, dtype, initializer)
+
+
+def _in_scope(name: str) -> str:
+    """Return a name under the variable scope in force, where TensorFlow 1 makes slots and weights."""
+    scope = get_variable_scope().name
+    return f"{scope}/{name}" if scope else name
 
 
 class _Counted:
