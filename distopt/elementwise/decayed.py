@@ -16,18 +16,18 @@ from distopt.elementwise.rule import Rule, elementwise
 
 __all__ = ["SHARE", "decayed"]
 
-SHARE = "shrinkage"
-"""The scalar that a decayed rule has more than the original: value -= shrinkage * value comes first."""
+SHARE = "decay_share"
+"""The scalar that a decayed rule has more than the original: value -= decay_share * value comes first."""
 
 
 def decayed(rule: Rule) -> Rule:
-    """Return the rule that computes `value = value - shrinkage * value` and then does what `rule` does.
+    """Return the rule that computes `value = value - decay_share * value` and then does what `rule` does.
 
     `value` stands for the rule's first array. The new rule is named `<name>_with_decay`, is in the registry,
     and is made once: asking again gives the same one.
 
     Args:
-        rule: any rule that updates its first array and has no scalar named "shrinkage".
+        rule: any rule that updates its first array and has no scalar named "decay_share".
 
     Raises:
         ValueError: it isn't one of these.
@@ -43,8 +43,8 @@ def decayed(rule: Rule) -> Rule:
         )
 
     @functools.wraps(rule.function)
-    def function(value: Any, *arrays: Any, shrinkage: float, **settings: Any) -> Any:
-        return rule.function(value - shrinkage * value, *arrays, **settings)
+    def function(value: Any, *arrays: Any, decay_share: float, **settings: Any) -> Any:
+        return rule.function(value - decay_share * value, *arrays, **settings)
 
     function.__name__ = name
     function.__qualname__ = f"{rule.function.__qualname__}_with_decay"

@@ -19,6 +19,7 @@ from distopt.optimizers.lazy_adam import LazyAdam
 from distopt.optimizers.lion import Lion
 from distopt.optimizers.loss_scale import LossScaleOptimizer
 from distopt.optimizers.moving_averages import assign_moving_average, weighted_moving_average
+from distopt.optimizers.muon import Muon
 from distopt.optimizers.nadam import Nadam
 from distopt.optimizers.optimize_loss import OPTIMIZER_CLS_NAMES, OPTIMIZER_SUMMARIES, optimize_loss
 from distopt.optimizers.optimizer import Optimizer
@@ -43,6 +44,7 @@ __all__ = [
     "LazyAdam",
     "Lion",
     "LossScaleOptimizer",
+    "Muon",
     "Nadam",
     "Optimizer",
     "RMSprop",

@@ -24,15 +24,20 @@ def adam(
     beta_2: float,
     epsilon: float,
     amsgrad: bool = False,
+    use_nesterov: bool = False,
 ) -> Any:
-    """Adam: m += (1-b1)(g-m), v += (1-b2)(g*g-v), w -= rate m / (sqrt(v) + epsilon), rate corrected."""
+    """Adam: m += (1-b1)(g-m), v += (1-b2)(g*g-v), w -= rate m / (sqrt(v) + epsilon), rate corrected.
+
+    With `amsgrad` vhat = max(vhat, v) stands for v in the root, with `use_nesterov` b1 m + (1-b1) g for m.
+    """
     m = beta_1 * m + (1 - beta_1) * gradient
     v = beta_2 * v + (1 - beta_2) * (gradient * gradient)
+    direction = beta_1 * m + (1 - beta_1) * gradient if use_nesterov else m
     if amsgrad:
         vhat = maximum(vhat, v)
-        value = value - rate * m / (sqrt(vhat) + epsilon)
+        value = value - rate * direction / (sqrt(vhat) + epsilon)
     else:
-        value = value - rate * m / (sqrt(v) + epsilon)
+        value = value - rate * direction / (sqrt(v) + epsilon)
     return value, m, v, vhat
 
 
@@ -106,6 +111,10 @@ class Adam(Optimizer):
         """See `Optimizer.check`."""
         super().check(key, value)
         check_adam(key, value)
+
+    def options(self) -> dict[str, Any]:
+        """See `Optimizer.options`."""
+        return {"amsgrad": self.amsgrad}
 
     def scalars(self, values: Mapping[str, float], step: int) -> dict[str, Any]:
         """See `Optimizer.scalars`."""

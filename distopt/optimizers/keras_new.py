@@ -1,7 +1,8 @@
 """The optimizers of Keras 2.11 to 2.15, where they differ from the older ones in `distopt.optimizers`.
 
 Sparse gradients update all rows, as dense ones with zeros would; epsilon is taken as it is given; and all
-have `weight_decay` and averages of the weights. The rules are those of the older ones.
+have `weight_decay` and averages of the weights. The rules are those of the older ones. `AdamW` and `Lion`
+are those of `distopt.optimizers`, which have Keras' form already, but no averages.
 """
 
 from __future__ import annotations
@@ -14,12 +15,25 @@ import numpy as np
 
 from distopt.optimizers import adadelta, adagrad, adam, adamax, ftrl, gradient_descent, nadam, rmsprop
 from distopt.optimizers import optimizer as engine
-from distopt.optimizers.averages import update_average
+from distopt.optimizers.lion import Lion
+from distopt.optimizers.moving_averages import update_average
 from distopt.optimizers.updates import ApplyState
-from distopt.optimizers.weight_decay import shrink
+from distopt.optimizers.weight_decay import AdamW, shrink
 from distopt.variables import Variable
 
-__all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "Adamax", "Ftrl", "Nadam", "Optimizer", "RMSprop"]
+__all__ = [
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Ftrl",
+    "Lion",
+    "Nadam",
+    "Optimizer",
+    "RMSprop",
+]
 
 
 class Optimizer(engine.Optimizer):

@@ -29,7 +29,8 @@ def trust_ratio(numerator: Any, denominator: Any, *norms: Any) -> Any:
     usable = norms[0] > 0
     for other in norms[1:]:
         usable = usable & (other > 0)
-    return xp.where(usable, numerator / xp.where(usable, denominator, 1.0), 1.0)
+    with np.errstate(invalid="ignore"):  # infinite over infinite is meant to be NaN
+        return xp.where(usable, numerator / xp.where(usable, denominator, 1.0), 1.0)
 
 
 def scratch(array: Array) -> Array:
@@ -56,12 +57,8 @@ def call(
     value = arrays[0]
     assert value is not None
     xp = namespace(value)
-    dtype = np.float64 if value.dtype == np.float64 else np.float32
-    if xp is np:
-        settings: dict[str, Any] = {**scalars, **{name: float(each) for name, each in per_layer.items()}}
-        rule(*arrays, **settings, **options)
-        return
-    control = xp.empty(len(rule.scalars), dtype)
-    for place, name in enumerate(rule.scalars):
-        control[place] = per_layer[name] if name in per_layer else scalars[name]
+    control = xp.empty(len(rule.scalars), np.float64 if value.dtype == np.float64 else np.float32)
+    with np.errstate(over="ignore"):  # a rate beyond float32 is infinite, as on a GPU
+        for place, name in enumerate(rule.scalars):
+            control[place : place + 1] = per_layer[name] if name in per_layer else scalars[name]
     rule(*arrays, control=control, **options)

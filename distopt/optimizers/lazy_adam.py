@@ -14,8 +14,8 @@ class LazyAdam(Adam):
 
     Rows that have no gradient neither move nor forget, which for large embedding tables is much cheaper and
     not the same result as `Adam`'s. The bias correction goes by the count of all updates, not by how often a
-    row came up: as in TensorFlow Addons and tf.contrib.opt, and unlike PyTorch's `SparseAdam` only in
-    that epsilon is added to the root of the uncorrected v. Dense gradients are `Adam`'s.
+    row came up: as in TensorFlow Addons, in tf.contrib.opt, and in PyTorch's `SparseAdam`, which takes
+    sparse gradients only and 1e-8 for epsilon. Dense gradients are `Adam`'s.
 
     Args:
         learning_rate: number, schedule or callable; not negative.

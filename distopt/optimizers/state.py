@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distopt.backend import Array, asnumpy
+from distopt.backend import Array, Device, asnumpy
 from distopt.optimizers.counter import StepCounter
 from distopt.optimizers.slots import Slots
 from distopt.variables import Variable
@@ -174,7 +174,12 @@ class State:
         initial = _initial(initializer)
         dtype = np.dtype(np.float32 if dtype is None else dtype)
         value = initial(tuple(shape), dtype=dtype) if callable(initial) else initial
-        weight = Variable(np.broadcast_to(np.asarray(value, dtype), tuple(shape)), trainable=False, name=name)
+        weight = Variable(
+            np.broadcast_to(np.asarray(value, dtype), tuple(shape)),
+            trainable=False,
+            name=name,
+            device=Device("cpu"),  # the step's scalars are made of it; a GPU would have to be waited for
+        )
         self._weights.append(weight)
         return weight
 

@@ -64,7 +64,7 @@ class DecoupledWeightDecay(Optimizer):
             decay_var_list: variables, or names of some, that decay; None for all.
 
         Raises:
-            ValueError: a negative decay or another convention.
+            ValueError: a negative decay, another convention, or a rule that can't have a decay.
             TypeError: the regular expressions or names aren't a list of strings.
         """
         if decay_convention not in ("keras", "tfa"):
@@ -72,6 +72,8 @@ class DecoupledWeightDecay(Optimizer):
                 f"decay_convention must be 'keras' (learning_rate * weight_decay of the weights) or 'tfa' "
                 f"(weight_decay of the weights), got {decay_convention!r}"
             )
+        if self.rule is not None:
+            decayed(self.rule)  # refused here rather than at the first update
         self._set_hyper("weight_decay", 0.0 if weight_decay is None else weight_decay)
         self.decay_convention = decay_convention
         self.exclude_from_weight_decay = patterns("exclude_from_weight_decay", exclude_from_weight_decay)
@@ -152,7 +154,7 @@ class DecoupledWeightDecay(Optimizer):
 
     def scalars(self, values: Mapping[str, float], step: int) -> dict[str, Any]:
         """See `Optimizer.scalars`."""
-        share = {"shrinkage": self._shrinkage(values)}
+        share = {"decay_share": self._decay_share(values)}
         return super().scalars({**values, **share}, step) | share
 
     def group(self, variable: Variable) -> Hashable:
@@ -162,9 +164,9 @@ class DecoupledWeightDecay(Optimizer):
     def grouped(self, scalars: dict[str, float], group: Any) -> dict[str, float]:
         """See `Optimizer.grouped`."""
         found = super().grouped(scalars, group[1])
-        return found if group[0] else {**found, "shrinkage": 0.0}
+        return found if group[0] else {**found, "decay_share": 0.0}
 
-    def _shrinkage(self, values: Mapping[str, float]) -> float:
+    def _decay_share(self, values: Mapping[str, float]) -> float:
         """Return the share of the weights that a step takes off."""
         rate = values["learning_rate"] if self.decay_convention == "keras" else 1.0
         return rate * values["weight_decay"]
@@ -190,7 +192,7 @@ class DecoupledWeightDecay(Optimizer):
         """Decay a variable, or its listed rows, now, and not in the update that follows."""
         before = self._decay_done
         if self.decays(variable) and not before:
-            share = self._shrinkage(self._values or self._read_hyperparameters())
+            share = self._decay_share(self._values or self._read_hyperparameters())
             with variable.device.activate():
                 if indices is None or self.decay_convention == "keras":
                     shrink(variable.value, shrinkage=share)

@@ -1,5 +1,6 @@
 """Every public optimizer class, found by introspection, and how to make one."""
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
@@ -73,6 +74,15 @@ def remade(optimizer, name):
     if "global_step" in inspect.signature(CLASSES[name]).parameters:
         config["global_step"] = REQUIRED["global_step"]()  # a variable, which no configuration holds
     return CLASSES[name].from_config(config)
+
+
+def slots(optimizer, variable):
+    """Return the slots that a variable has, by name, as NumPy arrays."""
+    found = {}
+    for name in optimizer.get_slot_names():
+        with contextlib.suppress(KeyError):  # Muon gives different slots to different variables
+            found[name] = optimizer.get_slot(variable, name).numpy()
+    return found
 
 
 def variables(dtype="f4", start=None):

@@ -7,15 +7,18 @@ are those of `distopt.optimizers`.
 from distopt.optimizers.contrib.addons import SGDW, AdamW
 from distopt.optimizers.contrib.extension import extend_with_decoupled_weight_decay
 from distopt.optimizers.contrib.opt import (
+    AdaMaxOptimizer,
     AdamWOptimizer,
     LARSOptimizer,
     LazyAdamOptimizer,
     MomentumWOptimizer,
+    NadamOptimizer,
 )
 from distopt.optimizers.lamb import LAMB
 from distopt.optimizers.lazy_adam import LazyAdam
 
 __all__ = [
+    "AdaMaxOptimizer",
     "AdamW",
     "AdamWOptimizer",
     "LAMB",
@@ -23,6 +26,7 @@ __all__ = [
     "LazyAdam",
     "LazyAdamOptimizer",
     "MomentumWOptimizer",
+    "NadamOptimizer",
     "SGDW",
     "extend_with_decoupled_weight_decay",
 ]

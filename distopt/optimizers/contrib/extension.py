@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from distopt.optimizers.lamb import LAMB
+from distopt.optimizers.lars import LayerwiseMomentum
 from distopt.optimizers.optimizer import Optimizer
 from distopt.optimizers.weight_decay import DecoupledWeightDecay
 
@@ -36,7 +38,7 @@ def extend_with_decoupled_weight_decay(base_optimizer: type[Optimizer]) -> type[
     """
     if not (isinstance(base_optimizer, type) and issubclass(base_optimizer, Optimizer)):
         raise TypeError(f"expected a class derived from Optimizer, got {base_optimizer!r}")
-    if issubclass(base_optimizer, DecoupledWeightDecay) or base_optimizer.layerwise:
+    if issubclass(base_optimizer, DecoupledWeightDecay | LAMB | LayerwiseMomentum):
         raise TypeError(f"{base_optimizer.__name__} has a weight decay of its own; pass it `weight_decay`")
 
     class OptimizerWithDecoupledWeightDecay(DecoupledWeightDecay, base_optimizer):

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from distopt.elementwise import decayed
-from distopt.optimizers import gradient_descent, tf1
+from distopt.optimizers import adamax, gradient_descent, tf1
 from distopt.optimizers.lars import LayerwiseMomentum
 from distopt.optimizers.weight_decay import DecoupledWeightDecay
 
-__all__ = ["AdamWOptimizer", "LARSOptimizer", "LazyAdamOptimizer", "MomentumWOptimizer"]
+__all__ = [
+    "AdaMaxOptimizer",
+    "AdamWOptimizer",
+    "LARSOptimizer",
+    "LazyAdamOptimizer",
+    "MomentumWOptimizer",
+    "NadamOptimizer",
+]
 
 decayed(gradient_descent.momentum)  # now, so that whoever goes through all rules finds it
 
@@ -105,6 +112,91 @@ class LazyAdamOptimizer(tf1.AdamOptimizer):
     """
 
     sparse = "rows"
+
+
+class NadamOptimizer(tf1.AdamOptimizer):
+    """Adam with Nesterov's momentum in the form of `tf.contrib.opt.NadamOptimizer`.
+
+    `w -= rate * (b1 m + (1-b1) g) / (sqrt(v) + epsilon)` with the m, v and rate of `tf1.AdamOptimizer`, of
+    this step. It has no schedule of the momentum, which Keras' and the paper's Nadam have
+    (`distopt.optimizers.Nadam`). A sparse gradient decays m and v of all rows and moves the listed ones.
+
+    Args:
+        learning_rate: number, schedule or callable; not negative.
+        beta1: decay of the first moment, in [0, 1).
+        beta2: decay of the second moment, in [0, 1).
+        epsilon: added to the root of the uncorrected v; not negative.
+        use_locking: see `tf1.Optimizer`.
+        name: for messages and slots.
+        options: those of `tf1.Optimizer`.
+    """
+
+    sparse = "hybrid"
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        beta1: Any = 0.9,
+        beta2: Any = 0.999,
+        epsilon: Any = 1e-8,
+        use_locking: bool = False,
+        name: str = "Adam",
+        **options: Any,
+    ) -> None:
+        super().__init__(learning_rate, beta1, beta2, epsilon, use_locking, name, **options)
+
+    def options(self) -> dict[str, Any]:
+        """See `Optimizer.options`."""
+        return {**super().options(), "use_nesterov": True}
+
+
+class AdaMaxOptimizer(tf1.AdamOptimizer):
+    """`distopt.optimizers.Adamax` with the signature of `tf.contrib.opt.AdaMaxOptimizer`.
+
+    `m = b1 m + (1-b1) g;  v = max(b2 v, |g|);  w -= lr / (1 - b1^t) * m / (v + epsilon)`. The power of beta1
+    is a variable, multiplied once per `apply_gradients`. A sparse gradient updates the listed rows only.
+
+    Args:
+        learning_rate: number, schedule or callable; not negative.
+        beta1: decay of the first moment, in [0, 1).
+        beta2: decay of the largest gradient, in [0, 1).
+        epsilon: keeps the division finite; not negative.
+        use_locking: see `tf1.Optimizer`.
+        name: for messages and slots.
+        options: those of `tf1.Optimizer`.
+    """
+
+    rule = adamax.adamax
+    slots = {"m": 0.0, "v": 0.0}  # noqa: RUF012  (a constant of the class)
+    sparse = "rows"
+    _powered = ("beta1",)
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        beta1: Any = 0.9,
+        beta2: Any = 0.999,
+        epsilon: Any = 1e-8,
+        use_locking: bool = False,
+        name: str = "AdaMax",
+        **options: Any,
+    ) -> None:
+        super().__init__(learning_rate, beta1, beta2, epsilon, use_locking, name, **options)
+
+    def options(self) -> dict[str, Any]:
+        """See `Optimizer.options`."""
+        return {}
+
+    def scalars(self, values: Mapping[str, float], step: int) -> dict[str, Any]:
+        """See `Optimizer.scalars`."""
+        del step
+        (power,) = self._get_beta_accumulators()
+        return {
+            "rate": values["learning_rate"] / (1.0 - float(power)),
+            "beta_1": values["beta1"],
+            "beta_2": values["beta2"],
+            "epsilon": values["epsilon"],
+        }
 
 
 class LARSOptimizer(LayerwiseMomentum, tf1.Optimizer):

@@ -96,7 +96,7 @@ class AdagradDAOptimizer(Optimizer):
 
     Raises:
         ValueError: an argument out of range.
-        TypeError: `global_step` is no variable.
+        TypeError: `global_step` is no integer variable.
     """
 
     rule = adagrad_da
@@ -119,7 +119,7 @@ class AdagradDAOptimizer(Optimizer):
     ) -> None:
         start = initial_gradient_squared_accumulator_value
         check_positive("initial_gradient_squared_accumulator_value", start)
-        if not isinstance(global_step, Variable):
+        if not isinstance(global_step, Variable) or global_step.dtype.kind not in "iu":
             raise TypeError(
                 f"global_step must be an integer Variable that apply_gradients counts up, got {global_step!r}"
             )

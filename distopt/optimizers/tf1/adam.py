@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -34,6 +34,7 @@ class AdamOptimizer(Optimizer):
     rule = rules.adam
     slots = {"m": 0.0, "v": 0.0, "vhat": 0.0}  # noqa: RUF012  (a constant of the class)
     sparse = "all"
+    _powered: ClassVar[tuple[str, ...]] = ("beta1", "beta2")
 
     def __init__(
         self,
@@ -45,7 +46,7 @@ class AdamOptimizer(Optimizer):
         name: str = "Adam",
         **options: Any,
     ) -> None:
-        self._powers: tuple[Variable, Variable] | None = None
+        self._powers: tuple[Variable, ...] | None = None
         hyperparameters = {
             "learning_rate": learning_rate,
             "beta1": beta1,
@@ -75,15 +76,15 @@ class AdamOptimizer(Optimizer):
 
     def finish(self) -> None:
         """Multiply the powers by the betas of this step."""
-        for power, name in zip(self._get_beta_accumulators(), ("beta1", "beta2"), strict=True):
+        for power, name in zip(self._get_beta_accumulators(), self._powered, strict=True):
             power.value[...] *= np.float32((self._values or {})[name])
 
-    def _get_beta_accumulators(self) -> tuple[Variable, Variable]:
+    def _get_beta_accumulators(self) -> tuple[Variable, ...]:
         """Return the variables that hold beta1 ** t and beta2 ** t for the next update."""
         if self._powers is None:
-            self._powers = (
-                self.add_weight("beta1_power", initializer=self.hyperparameter("beta1")),
-                self.add_weight("beta2_power", initializer=self.hyperparameter("beta2")),
+            self._powers = tuple(
+                self.add_weight(f"{name}_power", initializer=self.hyperparameter(name))
+                for name in self._powered
             )
         return self._powers
 

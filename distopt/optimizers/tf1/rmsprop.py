@@ -63,7 +63,9 @@ class RMSPropOptimizer(Optimizer):
     def check(self, key: str, value: float) -> None:
         """See `Optimizer.check`."""
         super().check(key, value)
-        check_adam("rho" if key == "decay" else key, value)
+        check_adam(key, value)
+        if key == "decay" and not 0 <= value < 1:
+            raise ValueError(f"decay must be in [0, 1), got {value}; it is the decay rate of the averages")
         if key == "momentum":
             check_momentum(value)
 
