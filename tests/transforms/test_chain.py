@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from distopt import transforms
-from distopt.optimizers import GradientDescent
+from distopt.optimizers import SGD
 from distopt.transforms import Chain, GlobalClipNorm, GradientMultipliers, GradientNoise
 from distopt.variables import Variable
 
@@ -48,7 +48,7 @@ def test_the_order_of_optimize_loss_as_a_chain():
 
 def test_an_optimizers_own_clips_come_before_its_transformers():
     variable = Variable(np.array([0.0], np.float32), name="v")
-    optimizer = GradientDescent(1.0, clipvalue=2.0, gradient_transformers=[Chain([scale(10.0)])])
+    optimizer = SGD(1.0, clipvalue=2.0, gradient_transformers=[Chain([scale(10.0)])])
     optimizer.apply_gradients([(np.array([5.0], np.float32), variable)])
     assert variable.numpy().tolist() == [-20.0]
 
