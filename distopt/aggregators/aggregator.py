@@ -38,7 +38,8 @@ class Aggregator(ABC):
             ticket: this rank's part of the step.
 
         Returns:
-            Pairs whose gradients have identical bits on every rank; None where no rank had a gradient.
+            Pairs whose gradients have identical bits on every rank, in the same order on every rank; None
+            where no rank had a gradient.
         """
 
     def __call__(self, pairs: Iterable[Pair]) -> list[Pair]:

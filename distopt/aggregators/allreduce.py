@@ -129,7 +129,8 @@ class AllReduce(Aggregator):
             slabs[number].wait(divisor)
         self.bytes_reduced = totals.nbytes + sum(r.slab.gradients.nbytes for r in slabs.values())
         found = {id(variable): gradient for gradient, variable in reduced}
-        return [(found[id(variable)], variable) for _, variable in given]
+        # In one order on all ranks, for transforms that go by places or sum over gradients.
+        return [(found[id(variable)], variable) for _, variable in ordered]
 
     def _presence(self, given: list[Pair]) -> Array:
         """Return on how many ranks each variable has a gradient, and on how many it is sparse."""

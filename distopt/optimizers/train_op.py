@@ -241,6 +241,8 @@ class TrainOp:
 
     def finished(self, pairs: list[Pair]) -> list[Pair]:
         """Return global gradients with noise, multiplied and clipped; keep their summaries."""
+        # Backward's order depends on which gradients a rank has; noise goes by places.
+        pairs = sorted(check_pairs(pairs), key=lambda pair: pair[1].number)
         if isinstance(self.optimizer, LossScaleOptimizer) and not self.optimizer.accepts(pairs):
             return pairs  # the step will be skipped; what is infinite must not enter moving averages
         tags, clip = self._tags, self._steps.clip

@@ -206,6 +206,25 @@ def test_ranks_whose_gradients_come_in_another_order_agree(in_arena):
     assert world(2, run) == [[1 - 12.0, 1 - 20.0, 1 - 4.0, 1 - 4.0, 1 - 4.0]] * 2
 
 
+@pytest.mark.parametrize("in_arena", [True, False])
+def test_transforms_see_the_gradients_in_one_order_on_all_ranks(in_arena):
+    # Norms are rounded sums and noise goes by places: another order would let ranks drift apart.
+    def run(communicator):
+        variables = [Variable(1.0, name=n) for n in "abc"]
+        if in_arena:
+            Arena(variables)
+        own = variables if communicator.rank == 0 else [variables[2], variables[0]]
+        seen = []
+        optimizer = SGD(
+            gradient_aggregator=AllReduce(communicator, "sum"),
+            gradient_transformers=[lambda pairs: seen.extend(v.name for _, v in pairs) or pairs],
+        )
+        optimizer.minimize(lambda: ops.add_n([v * 2.0 for v in own]), variables)
+        return seen
+
+    assert world(2, run) == [["a", "b", "c"]] * 2
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_a_rank_without_examples_counts_for_nothing_in_a_mean(ranks):
     def run(communicator):

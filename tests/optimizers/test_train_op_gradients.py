@@ -215,6 +215,25 @@ def test_noise_is_added_once_to_the_global_gradient_not_once_per_rank():
         assert weights.std() == pytest.approx(0.88, abs=0.05)
 
 
+def test_noise_is_the_same_where_ranks_have_gradients_of_different_variables():
+    def trained(ranks):
+        own = [Variable(np.zeros(5, "f4"), name=name) for name in "abc"]
+        used = own if ranks.rank == 0 else [own[2], own[0]]
+        optimize_loss(
+            lambda: ops.add_n([ops.reduce_sum(v * 1.0) for v in used]),
+            None,
+            1.0,
+            "SGD",
+            gradient_noise_scale=1.0,
+            variables=own,
+            gradient_aggregator=AllReduce(ranks, "sum"),
+        )()
+        return np.concatenate([v.numpy() for v in own])
+
+    first, second = world(2, trained)
+    np.testing.assert_array_equal(first, second)
+
+
 def test_the_optimizers_own_aggregator_is_used_where_none_is_given():
     def trained(ranks):
         with Graph().as_default():
