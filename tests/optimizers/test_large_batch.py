@@ -30,6 +30,8 @@ OPTIMIZERS = {
     "AdamWOptimizer": lambda **o: contrib.AdamWOptimizer(1e-4, 0.003, exclude_from_weight_decay=BIAS, **o),
     "MomentumWOptimizer": lambda **o: contrib.MomentumWOptimizer(1e-4, 0.05, 0.9, use_nesterov=True, **o),
     "LazyAdamOptimizer": lambda **o: contrib.LazyAdamOptimizer(0.003, **o),
+    "NadamOptimizer": lambda **o: contrib.NadamOptimizer(0.003, **o),
+    "AdaMaxOptimizer": lambda **o: contrib.AdaMaxOptimizer(0.003, **o),
     "LARSOptimizer": lambda **o: contrib.LARSOptimizer(0.1, eeta=0.1, skip_list=["b"], **o),
     "addons.AdamW": lambda **o: contrib.AdamW(1e-4, 0.003, **o),
     "addons.SGDW": lambda **o: contrib.SGDW(1e-4, 0.05, 0.9, exclude_from_weight_decay=BIAS, **o),
@@ -209,3 +211,34 @@ def test_the_digits_network_learns(name):
         losses.append(float(loss.value) / 32)
         optimizer.apply_gradients([(g / 32, v) for g, v in tape.gradients(loss, replica.variables)])
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:3])
+
+
+def test_contrib_nadam_takes_nesterovs_direction():
+    # m = 0.1*2, v = 0.001*4, rate 0.1*sqrt(0.001)/0.1, direction 0.9*0.2 + 0.1*2 = 0.38
+    w = Variable([1.0])
+    contrib.NadamOptimizer(0.1, epsilon=0.0).apply_gradients([(np.array([2.0]), w)])
+    assert w.numpy()[0] == pytest.approx(1.0 - 0.1 * 0.38 / 2.0 / 0.1, rel=1e-6)
+
+
+def test_contrib_nadam_moves_the_listed_rows_and_decays_the_moments_of_all():
+    table = Variable(np.ones((2, 1)))
+    optimizer = contrib.NadamOptimizer(0.1)
+    optimizer.apply_gradients([(IndexedSlices([[2.0]], [0], (2, 1)), table)])
+    before = table.numpy()[0, 0]
+    optimizer.apply_gradients([(IndexedSlices([[2.0]], [1], (2, 1)), table)])
+    assert table.numpy()[0, 0] == before
+    np.testing.assert_allclose(optimizer.get_slot(table, "m").numpy(), [[0.18], [0.2]], rtol=1e-6)
+
+
+def test_contrib_adamax_keeps_one_power_and_updates_rows():
+    # m = 0.1*2, v = 2, rate 0.1/(1 - 0.9): w -= 1 * 0.2 / 2
+    table = Variable(np.ones((2, 1)))
+    optimizer = contrib.AdaMaxOptimizer(0.1, epsilon=0.0)
+    optimizer.apply_gradients([(IndexedSlices([[2.0]], [1], (2, 1)), table)])
+    np.testing.assert_allclose(table.numpy(), [[1.0], [0.9]], rtol=1e-6)
+    assert [w.name for w in optimizer.variables()] == [
+        "Variable/AdaMax",
+        "Variable/AdaMax_1",
+        "beta1_power",
+    ]
+    assert float(optimizer.variables()[-1]) == pytest.approx(0.81)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from recorded import cases, replay
+from recorded import cases, recorded, replay
 
 from distopt import optimizers
 from distopt.optimizers import keras_new, tf1
@@ -28,3 +28,13 @@ def test_tf1(case):
 @pytest.mark.parametrize("case", cases("keras_new_2.15", *keras_new.__all__), ids=lambda case: case["name"])
 def test_keras_new(case):
     replay(case, getattr(keras_new, case["optimizer"])(**case["kwargs"]))
+
+
+def test_no_recorded_style_is_left_out():
+    # The other two are in test_recorded_large_batch.py.
+    styles = {case["style"] for case in recorded()["cases"]}
+    assert styles == {"tf1", "keras_v2", "keras_new_2.15", "tf1_contrib_opt", "tfa_0.23"}
+    elsewhere = {"AdamW", "Lion"}
+    assert {c["optimizer"] for c in cases("keras_new_2.15")} == {*keras_new.__all__, *elsewhere} - {
+        "Optimizer"
+    }

@@ -37,6 +37,13 @@ TABLE = [
     ("tf1.RMSPropOptimizer", {"centered": True, "epsilon": 0.5}, LISTED),
     ("tf1.ProximalGradientDescentOptimizer", {"l1_regularization_strength": 0.25}, LISTED),
     ("tf1.ProximalAdagradOptimizer", {"l2_regularization_strength": 0.25}, LISTED),
+    ("LazyAdam", {}, LISTED),
+    ("contrib.LazyAdamOptimizer", {}, LISTED),
+    ("contrib.MomentumWOptimizer", {}, LISTED),
+    ("contrib.SGDW", {"momentum": 0.5}, LISTED),
+    ("AdamW", {}, ALL),
+    ("LAMB", {}, ALL),
+    ("Lion", {"learning_rate": 0.1}, ALL),
     ("keras_new.SGD", {"momentum": 0.5, "nesterov": True}, ALL),
     ("keras_new.Adam", {}, ALL),
     ("keras_new.Adagrad", {}, LISTED),  # dense zeros change nothing, either
