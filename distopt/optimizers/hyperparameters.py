@@ -7,6 +7,7 @@ from typing import Any
 
 from distopt import schedules
 from distopt.schedules import LearningRateSchedule
+from distopt.schedules.tf1 import DecayedLearningRate
 from distopt.variables import Operand
 
 __all__ = ["Hyperparameters"]
@@ -85,5 +86,7 @@ class Hyperparameters:
         given: Any = self._given[name]
         if isinstance(given, LearningRateSchedule):
             return schedules.serialize(given)
+        if isinstance(given, DecayedLearningRate):  # without its global step, which the optimizer has itself
+            return schedules.serialize(given.schedule)
         result: Any = given() if callable(given) else given
         return float(result)

@@ -20,6 +20,7 @@ from distopt.optimizers.recording import check_floating, check_pairs, record, wi
 from distopt.optimizers.updates import Updates
 from distopt.tape import GATE_GRAPH, GATE_NONE, GATE_OP, GradientTape, Tensor
 from distopt.tape.gates import checked_gate
+from distopt.variables import Variable
 
 __all__ = ["Optimizer"]
 
@@ -397,6 +398,14 @@ class Optimizer(Updates):
         if isinstance(self.gradient_aggregator, Aggregator):
             return self.gradient_aggregator.reduce(pairs, ticket)
         return list(self.gradient_aggregator(list(pairs)))
+
+    def _other_weights(self) -> dict[str, Variable]:
+        """Return weights that are no slots, and the variables of transformers that have some."""
+        found = super()._other_weights()
+        for number, transformer in enumerate(self.gradient_transformers):
+            variables: Callable[[], list[Variable]] = getattr(transformer, "variables", list[Variable])
+            found |= {f"transformers/{number}/{variable.name}": variable for variable in variables()}
+        return found
 
     def _transform_gradients(self, grads_and_vars: list[Pair]) -> Iterable[Pair]:
         """Return `transform` of the gradients; a hook of Keras."""

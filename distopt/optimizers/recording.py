@@ -7,6 +7,7 @@ from typing import Any
 
 from distopt import ops
 from distopt.aggregators import Pair
+from distopt.scopes.graph import ensure_step
 from distopt.tape import GradientTape, Tensor
 from distopt.variables import Variable
 
@@ -32,7 +33,8 @@ def record(
             something else among them.
     """
     if callable(loss):
-        with tape or GradientTape() as recording:
+        # Model code in the loss finds its variables again, and its collections hold this step's things.
+        with ensure_step(), tape or GradientTape() as recording:
             if var_list is not None and not callable(var_list):
                 recording.watch(flattened(var_list))
             target = loss()

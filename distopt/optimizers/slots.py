@@ -65,7 +65,8 @@ def arena_runs(
     runs: list[Run] = []
     for variables in members.values():
         last: Run | None = None
-        for variable in sorted(variables, key=lambda v: v.start):
+        # An empty variable begins where the next one does, and ends there.
+        for variable in sorted(variables, key=lambda v: (v.start, v.size)):
             slab, own = variable.slab, group(variable)
             assert slab is not None
             if last is not None and last.stop == variable.start and last.group == own:

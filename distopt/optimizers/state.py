@@ -127,7 +127,7 @@ class State:
             for variable, name, slot in self._slots.items()
         }
         found["iterations"] = np.array(self.step, np.int64)
-        return {**found, **{weight.name: weight.numpy() for weight in self._scalar_weights()}}
+        return {**found, **{name: weight.numpy() for name, weight in self._other_weights().items()}}
 
     def load_state(self, state: Mapping[str, Array], variables: Iterable[Variable]) -> None:
         """Restore what `state` gave, for variables of the same names.
@@ -142,7 +142,7 @@ class State:
         self.iterations.assign(np.int64(left.pop("iterations")))
         self._create_all_weights(mine)
         places = {f"{v.name}/{name}": slot for v, name, slot in self._slots.items() if v.name in owners}
-        places |= {weight.name: weight for weight in self._scalar_weights()}
+        places |= self._other_weights()
         if strange := sorted(left.keys() - places.keys()):
             raise ValueError(
                 f"the saved slots {strange[:5]} belong to none of the model's variables or to "
@@ -155,10 +155,11 @@ class State:
         for name, place in places.items():
             place.assign(left[name])
 
-    def _scalar_weights(self) -> list[Variable]:
-        """Return the weights that are neither `iterations` nor slots."""
+    def _other_weights(self) -> dict[str, Variable]:
+        """Return what is neither `iterations` nor a slot, by its name in `state`."""
         slots = {id(slot) for _, _, slot in self._slots.items()}
-        return [w for w in self._weights if w is not self._iterations and id(w) not in slots]
+        others = [w for w in self._weights if w is not self._iterations and id(w) not in slots]
+        return {weight.name: weight for weight in others}
 
     def add_weight(
         self, name: str, shape: Sequence[int] = (), dtype: Any = None, initializer: Any = "zeros"

@@ -5,9 +5,11 @@ import logging
 import numpy as np
 import pytest
 
+from distopt import ops, scopes
 from distopt.optimizers import SGD, Adam
-from distopt.schedules import ExponentialDecay, PiecewiseConstantDecay
+from distopt.schedules import ExponentialDecay, PiecewiseConstantDecay, exponential_decay
 from distopt.tape import GradientTape
+from distopt.transforms import AdaptiveClipping, GradientNoise
 from distopt.variables import Variable
 
 
@@ -261,3 +263,45 @@ def test_the_value_is_constrained_before_the_count_grows():
     optimizer = SGD(1.0)
     optimizer.apply_gradients([(np.array([2.0]), w)])
     assert (seen, w.numpy().tolist(), optimizer.step) == ([([2.0], 0)], [1.0], 1)
+
+
+def test_a_schedule_of_tensorflow_1_is_saved_without_its_global_step():
+    step = Variable(3, trainable=False, dtype=np.int64)
+    optimizer = SGD(exponential_decay(1.0, step, 1, 0.5))
+    assert optimizer.learning_rate == 0.125
+    copy = SGD.from_config(optimizer.get_config())
+    assert copy.learning_rate == ExponentialDecay(1.0, 1, 0.5)
+
+
+def test_what_transformers_keep_is_part_of_the_state():
+    def fresh():
+        return Adam(0.1, gradient_transformers=[GradientNoise(1.0, seed=3), AdaptiveClipping()])
+
+    def train(optimizer, w, steps):
+        for _ in range(steps):
+            optimizer.apply_gradients([(np.ones(3, "f4"), w)])
+
+    whole, first, second = fresh(), fresh(), fresh()
+    one, two = (Variable(np.zeros(3, "f4"), name="w") for _ in range(2))
+    train(whole, one, 4)
+    train(first, two, 2)
+    state = first.state()
+    assert int(state["transformers/0/GradientNoise/step"]) == 2
+    second.load_state(state, [two])
+    train(second, two, 2)
+    np.testing.assert_array_equal(one.numpy(), two.numpy())
+
+
+def test_a_loss_that_makes_its_variables_finds_them_again_in_the_next_step():
+    with scopes.Graph(seed=0).as_default():
+        optimizer = SGD(0.25)
+
+        def loss():
+            w = scopes.get_variable("w", initializer=2.0)
+            scopes.add_to_collection("losses", ops.square(w))
+            return ops.add_n(scopes.get_collection("losses"))
+
+        for expected in (1.0, 0.5):  # w -= 0.25 * 2 w; were losses to pile up, the second step were larger
+            optimizer.minimize(loss, scopes.trainable_variables)
+            (w,) = scopes.trainable_variables()
+            assert float(w) == expected
