@@ -136,10 +136,15 @@ def test_importing_distopt_needs_neither_mpi_nor_cupy_nor_numba():
 
 def test_a_signal_stops_all_ranks_with_a_checkpoint_and_exit_code_3(tmp_path):
     program = (
-        "import os, signal, sys, threading\n"
+        "import os, signal, sys, threading, time\n"
         "from distopt.cli import main\n"
+        "def ask():\n"
+        "    while not callable(signal.getsignal(signal.SIGUSR1)):\n"  # until training has begun
+        "        time.sleep(0.1)\n"
+        "    time.sleep(1)\n"
+        "    os.kill(os.getpid(), signal.SIGUSR1)\n"
         "if os.environ['OMPI_COMM_WORLD_RANK'] == '1':\n"
-        "    threading.Timer(4, os.kill, (os.getpid(), signal.SIGUSR1)).start()\n"
+        "    threading.Thread(target=ask, daemon=True).start()\n"
         f"main(['train', 'digits', '--steps', '1000000', '--output', {str(tmp_path / 'o')!r}])\n"
     )
     path = tmp_path / "stopped.py"
