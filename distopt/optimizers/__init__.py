@@ -23,6 +23,7 @@ from distopt.optimizers.muon import Muon
 from distopt.optimizers.nadam import Nadam
 from distopt.optimizers.optimize_loss import OPTIMIZER_CLS_NAMES, OPTIMIZER_SUMMARIES, optimize_loss
 from distopt.optimizers.optimizer import Optimizer
+from distopt.optimizers.registry import deserialize, get, serialize
 from distopt.optimizers.rmsprop import RMSprop
 from distopt.optimizers.train_op import TrainOp
 from distopt.optimizers.weight_decay import SGDW, AdamW
@@ -51,8 +52,11 @@ __all__ = [
     "TrainOp",
     "assign_moving_average",
     "contrib",
+    "deserialize",
+    "get",
     "keras_new",
     "optimize_loss",
+    "serialize",
     "tf1",
     "weighted_moving_average",
 ]

@@ -11,6 +11,7 @@ from distopt.aggregators import Pair, Ticket
 from distopt.backend import Array, Device, namespace
 from distopt.optimizers import tf1
 from distopt.optimizers.optimizer import Optimizer
+from distopt.optimizers.registry import deserialize, serialize
 from distopt.tape import GradientTape
 from distopt.transforms.pairs import values_of
 from distopt.variables import IndexedSlices, Variable
@@ -285,9 +286,8 @@ class LossScaleOptimizer(Optimizer):
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments as plain values that JSON can hold."""
-        inner = self.inner_optimizer
         return {
-            "inner_optimizer": {"class_name": type(inner).__name__, "config": inner.get_config()},
+            "inner_optimizer": serialize(self.inner_optimizer),
             "dynamic": self.dynamic,
             "initial_scale": self.initial_scale,
             "dynamic_growth_steps": self.dynamic_growth_steps,
@@ -304,17 +304,9 @@ class LossScaleOptimizer(Optimizer):
         Raises:
             ValueError: the class of the inner optimizer is not known.
         """
-        from distopt import optimizers
-
         arguments = dict(config)
-        inner = arguments.pop("inner_optimizer")
-        name = inner["class_name"]
-        known: Any = (custom_objects or {}).get(name) or getattr(optimizers, name, None)
-        if not (isinstance(known, type) and issubclass(known, Optimizer)):
-            raise ValueError(
-                f"Unknown optimizer: {name}. Pass custom_objects={{{name!r}: the class}} for one of your own."
-            )
-        return cls(known.from_config(inner["config"], custom_objects), **arguments)
+        inner = deserialize(arguments.pop("inner_optimizer"), custom_objects)
+        return cls(inner, **arguments)
 
 
 def all_finite(pairs: Iterable[Pair]) -> bool:
