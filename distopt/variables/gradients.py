@@ -1,0 +1,43 @@
+"""Gradients of variables, dense or sparse: sums, and conversion to the variable's kind of array."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distopt.backend import Array
+from distopt.variables.slices import IndexedSlices, concatenated, value_of
+from distopt.variables.variable import Variable
+
+__all__ = ["add_gradients", "dense_gradient"]
+
+
+def add_gradients(first: Any, second: Any) -> Any:
+    """Return the sum of two gradients of one variable in new memory: dense, unless both are slices."""
+    if isinstance(first, IndexedSlices) and isinstance(second, IndexedSlices):
+        return concatenated([first, second])
+    dense = [g.to_dense() if isinstance(g, IndexedSlices) else g for g in (first, second)]
+    return dense[0] + dense[1]
+
+
+def dense_gradient(gradient: Any, variable: Variable) -> Array:
+    """Return a gradient as an array of its variable's shape, dtype and device; copies only if needed.
+
+    Raises:
+        TypeError: it is no array, number or IndexedSlices.
+        ValueError: its shape differs from the variable's.
+    """
+    given = value_of(gradient)
+    given = given.to_dense() if isinstance(given, IndexedSlices) else given
+    try:
+        array = variable.device.asarray(given, variable.dtype)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            "Gradient must be convertible to an array or IndexedSlices, or None; "
+            f"for variable {variable.name!r} got {type(gradient).__name__}"
+        ) from error
+    if array.shape != variable.shape:
+        raise ValueError(
+            f"the gradient of variable {variable.name!r} has shape {array.shape}, "
+            f"the variable has {variable.shape}"
+        )
+    return array

@@ -1,0 +1,128 @@
+"""IndexedSlices: the gradient of a gather."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from distopt.backend import Array, device_of, namespace
+from distopt.variables.operand import Operand, operators
+
+__all__ = ["IndexedSlices", "concatenated", "value_of"]
+
+
+def value_of(value: Any) -> Any:
+    """Return the array of a Variable or Tensor, slices of Tensors as slices of arrays, all else as it is."""
+    if isinstance(value, IndexedSlices):
+        if not isinstance(value.values, Operand):
+            return value
+        return IndexedSlices(value.values.value, value.indices, value.dense_shape)
+    return value.value if isinstance(value, Operand) else value
+
+
+class IndexedSlices:
+    """Rows of a larger dense array: the gradient of a gather. Rows may repeat; they add up.
+
+    Args:
+        values: array [n, ...]: the rows. A Tensor that a tape recorded stays one, for second derivatives;
+            `value_of(slices)` has arrays in any case.
+        indices: integer array [n]: which row of the dense array each is.
+        dense_shape: shape of the dense array; None where it isn't known.
+
+    Raises:
+        ValueError: the shapes don't fit, or an index is out of range.
+    """
+
+    __slots__ = ("dense_shape", "indices", "values")
+
+    def __init__(self, values: Any, indices: Any, dense_shape: Sequence[int] | None = None) -> None:
+        self.values: Array = values if _is_recorded(values) else _as_array(values)
+        self.indices: Array = _as_array(indices)
+        self.dense_shape = None if dense_shape is None else tuple(int(n) for n in dense_shape)
+        if self.indices.ndim != 1 or self.indices.dtype.kind not in "iu":
+            raise ValueError(
+                "indices of IndexedSlices must be a vector of integers, got "
+                f"shape {self.indices.shape} of {self.indices.dtype}"
+            )
+        if self.values.ndim < 1 or len(self.values) != len(self.indices):
+            raise ValueError(
+                f"IndexedSlices has {len(self.indices)} indices, but values of shape "
+                f"{self.values.shape}; the first axes must be equal"
+            )
+        if self.dense_shape is not None:
+            if self.values.shape[1:] != self.dense_shape[1:]:
+                raise ValueError(
+                    f"rows of shape {self.values.shape[1:]} don't fit dense_shape {self.dense_shape}"
+                )
+            _check_range(self.indices, self.dense_shape[0])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values' elements."""
+        return self.values.dtype
+
+    def deduplicated(self) -> IndexedSlices:
+        """Return slices with every index once, in increasing order, repeated rows summed."""
+        xp = namespace(self.values, self.indices)
+        unique, position = xp.unique(self.indices, return_inverse=True)
+        if isinstance(self.values, Operand):
+            rows = operators["scatter_rows"](self.values, indices=position.reshape(-1), rows=len(unique))
+            return IndexedSlices(rows, unique, self.dense_shape)
+        if len(unique) == len(self.indices):
+            order = xp.argsort(self.indices)
+            return IndexedSlices(self.values[order], unique, self.dense_shape)
+        summed = xp.zeros((len(unique), *self.values.shape[1:]), self.values.dtype)
+        xp.add.at(summed, position.reshape(-1), self.values)
+        return IndexedSlices(summed, unique, self.dense_shape)
+
+    def to_dense(self) -> Array:
+        """Return the dense array, zeros in the rows not listed.
+
+        Raises:
+            ValueError: `dense_shape` is not known.
+        """
+        if self.dense_shape is None:
+            raise ValueError("IndexedSlices without dense_shape can't become a dense array")
+        if isinstance(self.values, Operand):
+            return operators["scatter_rows"](self.values, indices=self.indices, rows=self.dense_shape[0])
+        xp = namespace(self.values)
+        dense: Array = xp.zeros(self.dense_shape, self.values.dtype)
+        xp.add.at(dense, self.indices, self.values)
+        return dense
+
+    def __repr__(self) -> str:
+        return (
+            f"IndexedSlices(values of shape {self.values.shape} {self.values.dtype}, "
+            f"{len(self.indices)} indices, dense_shape={self.dense_shape})"
+        )
+
+
+def _is_recorded(value: Any) -> bool:
+    return getattr(value, "node", None) is not None
+
+
+def _as_array(value: Any) -> Array:
+    value = value_of(value)
+    return value if hasattr(value, "dtype") else np.asarray(value)
+
+
+def _check_range(indices: Array, rows: int) -> None:
+    if device_of(indices).kind == "cuda" or not len(indices):
+        return  # a look at device values would make the host wait
+    low, high = int(indices.min()), int(indices.max())
+    if low < 0 or high >= rows:
+        raise ValueError(f"indices go from {low} to {high}, but there are rows 0 to {rows - 1} only")
+
+
+def concatenated(slices: Sequence[IndexedSlices]) -> IndexedSlices:
+    """Return the sum of slices of one dense array: all their rows, one after the other."""
+    values: list[Any] = [part.values for part in slices]
+    indices = [part.indices for part in slices]
+    xp = namespace(*values, *indices)
+    if any(isinstance(rows, Operand) for rows in values):
+        joined = operators["concat"](*values)
+    else:
+        joined = xp.concatenate(values)
+    return IndexedSlices(joined, xp.concatenate(indices), slices[0].dense_shape)
