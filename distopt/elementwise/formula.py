@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -64,12 +65,12 @@ class Formula:
     results: Mapping[str, int]
     returned: tuple[str, ...]
 
-    @property
+    @functools.cached_property
     def reads(self) -> tuple[str, ...]:
         """The arrays whose values matter."""
         return tuple(node.label for node in self.nodes if node.operation == "array")
 
-    @property
+    @functools.cached_property
     def exact(self) -> bool:
         """Whether IEEE 754 fixes every bit of the result: no exp, log or general power."""
         return not any(node.operation in _INEXACT for node in self.nodes)
