@@ -97,8 +97,15 @@ class Replica:
             if len(batch.labels):
                 for penalty in (*layers.get_losses(), *layers.regularization_tensors()):
                     loss = loss + penalty * float(len(batch.labels))
-            scopes.run_update_ops()
         return tape, loss, self._ticket(cross_entropy, logits, labels)
+
+    def run_update_ops(self) -> None:
+        """Run what the last `forward` left in UPDATE_OPS, such as the averages of batch normalization.
+
+        Apart from `forward`, so that a step which is not done leaves them as they were.
+        """
+        with self._graph.as_default(), self.device.activate():
+            scopes.run_update_ops()
 
     def gradients(self, tape: GradientTape, loss: Tensor) -> Iterator[Pair]:
         """Yield `(gradient, variable)` as each becomes final; the gradients lie in the arena."""

@@ -25,6 +25,7 @@ from distopt.evaluation import evaluate, load_weights
 from distopt.metrics import MetricsFile, PhaseClock, Progress
 from distopt.models import Task
 from distopt.optimizers import ExponentialMovingAverage
+from distopt.optimizers.loss_scale import all_finite
 from distopt.replica import Batch, Replica
 
 __all__ = ["Settings", "Trainer"]
@@ -206,11 +207,14 @@ class Trainer:
             clock.start("backward")
             stream = replica.gradients(tape, loss)
             streams.insert(0, stream if replica is self.replicas[0] else list(stream))
-        pairs = self.aggregator.reduce(combine_replicas(streams), own)
+        stream = self.optimizer.before_aggregation(combine_replicas(streams))
+        pairs = self.aggregator.reduce(stream, own)
         clock.add("backward", -self.aggregator.exposed_seconds)
         clock.add("exposed communication", self.aggregator.exposed_seconds)
         clock.start("apply")
         self._check_finite(own, shards, pairs)
+        for replica in self.replicas:
+            replica.run_update_ops()
         self._apply(pairs)
         clock.start(None)
         self.step += 1
@@ -244,7 +248,7 @@ class Trainer:
         """Raise on every rank when a loss or a global gradient is not finite, and say where."""
         if not self.aggregator.ticket.not_finite:
             # Every rank has the same gradients, so all decide alike without asking each other.
-            bad = [v.name for g, v in pairs if g is not None and not np.isfinite(float(g.sum(dtype="f8")))]
+            bad = [v.name for g, v in pairs if g is not None and not all_finite([(g, v)])]
             if bad:
                 raise NonFiniteError(
                     f"the loss is finite at step {self.step + 1}, but the gradients of {', '.join(bad)} are "
@@ -294,6 +298,7 @@ class Trainer:
             data: the examples, whole on every rank.
             averaged: use the moving averages of the weights instead of the weights.
         """
+        self._agree_on_statistics()
         weights = self.averages.averaged_weights() if averaged else nullcontext()
         with self.replicas[0].device.activate(), weights:
             return evaluate(self.replicas[0], self.task, data, self.communicator)
@@ -318,6 +323,27 @@ class Trainer:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def _agree_on_statistics(self) -> None:
+        """Give all replicas of all ranks the mean of their statistics. Collective.
+
+        Each replica's batch normalization follows its own batches; the model that is evaluated and saved is
+        one.
+        """
+        statistics = [replica.statistics for replica in self.replicas]
+        if self._parts == 1:
+            return
+        for group in zip(*statistics, strict=True):
+            if group[0].dtype.kind != "f":
+                continue
+            with group[0].device.activate():
+                total: Array = group[0].value.copy()
+                for other in group[1:]:
+                    total += group[0].device.asarray(other.value)
+                self.communicator.all_reduce(total).wait()
+                total /= total.dtype.type(self._parts)
+            for variable in group:
+                variable.assign(variable.device.asarray(total))
+
     def weights(self) -> dict[str, Array]:
         """Return the weights and their moving averages, and this rank's statistics, by name."""
         found = {variable.name: variable.numpy() for variable in self.replicas[0].statistics}
@@ -340,7 +366,11 @@ class Trainer:
         }
 
     def save_checkpoint(self) -> None:
-        """Write weights, moving averages and slots on rank 0; nothing where there is no output folder."""
+        """Write weights, moving averages and slots on rank 0; nothing where there is no output folder.
+
+        Collective where the model has statistics.
+        """
+        self._agree_on_statistics()
         if self.settings.output is None or self.communicator.rank != 0:
             return
         arrays = {f"weights:{name}": value for name, value in self.weights().items()}

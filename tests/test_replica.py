@@ -18,7 +18,9 @@ def _replica(model, seed=0):
 
 def _step(replica, images=_IMAGES, labels=_LABELS, **position):
     tape, loss, ticket = replica.forward(Batch(images, labels, **position))
-    return float(loss), {v.name: np.array(g) for g, v in replica.gradients(tape, loss)}, ticket
+    gradients = {v.name: np.array(g) for g, v in replica.gradients(tape, loss)}
+    replica.run_update_ops()
+    return float(loss), gradients, ticket
 
 
 def _plain(images):

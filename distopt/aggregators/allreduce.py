@@ -11,12 +11,12 @@ import numpy as np
 
 from distopt.aggregators.aggregator import Aggregator, Pair
 from distopt.aggregators.buckets import SlabReduction
-from distopt.aggregators.loose import reduce_loose
+from distopt.aggregators.loose import RowsBesides, reduce_loose
 from distopt.aggregators.ticket import Ticket
 from distopt.backend import Array
 from distopt.communicators import Communicator
 from distopt.errors import CommunicatorError
-from distopt.variables import IndexedSlices, dense_gradient
+from distopt.variables import IndexedSlices, Variable, dense_gradient
 
 __all__ = ["AllReduce"]
 
@@ -97,9 +97,11 @@ class AllReduce(Aggregator):
             if slab is not None:
                 if slab.number not in slabs:
                     slabs[slab.number] = SlabReduction(slab, self.communicator, self.bucket_bytes)
+                if isinstance(gradient, IndexedSlices):
+                    variable.gradient[...] = 0  # the rows go by themselves, at the end
+                elif gradient is not None and gradient is not variable.gradient:
+                    variable.gradient[...] = dense_gradient(gradient, variable)
                 if gradient is not None:
-                    if gradient is not variable.gradient:
-                        variable.gradient[...] = dense_gradient(gradient, variable)
                     slabs[slab.number].add(variable)
             leading = slabs.get(self._leading_slab) if self._leading_slab is not None else None
             if leading is not None:
@@ -127,6 +129,7 @@ class AllReduce(Aggregator):
         reduced = reduce_loose(self.communicator, ordered, self._presence(ordered), divisor)
         for number in order:
             slabs[number].wait(divisor)
+        reduced = [(_joined(gradient, variable), variable) for gradient, variable in reduced]
         self.bytes_reduced = totals.nbytes + sum(r.slab.gradients.nbytes for r in slabs.values())
         found = {id(variable): gradient for gradient, variable in reduced}
         # In one order on all ranks, for transforms that go by places or sum over gradients.
@@ -162,6 +165,16 @@ class AllReduce(Aggregator):
                 "skip the step on every rank, or give at least one rank an example"
             )
         return self.ticket.examples
+
+
+def _joined(gradient: Any, variable: Variable) -> Any:
+    """Add the rows that some ranks had of an arena's variable to what the others had of the whole."""
+    if not isinstance(gradient, RowsBesides):
+        return gradient
+    whole = variable.gradient
+    assert whole is not None
+    whole += gradient.rows.to_dense()
+    return whole
 
 
 def _fingerprint(given: list[Pair]) -> Array:

@@ -11,13 +11,24 @@ from distopt.backend import Array, namespace
 from distopt.communicators import Communicator
 from distopt.variables import IndexedSlices, Variable, dense_gradient
 
-__all__ = ["reduce_loose"]
+__all__ = ["RowsBesides", "reduce_loose"]
+
+
+class RowsBesides:
+    """The rows of all ranks, of an arena's variable of which other ranks have the whole.
+
+    Attributes:
+        rows: divided already, to be added when the arena's part is.
+    """
+
+    def __init__(self, rows: IndexedSlices) -> None:
+        self.rows = rows
 
 
 def reduce_loose(
     communicator: Communicator, given: list[Pair], presence: Array, divisor: float | None
 ) -> list[Pair]:
-    """Return all pairs with global gradients; those of arena variables are their arena views.
+    """Return all pairs with global gradients; dense ones of arena variables are their arena views.
 
     Args:
         communicator: over whose ranks.
@@ -37,16 +48,22 @@ def reduce_loose(
             found[i] = _gather_rows(communicator, *given[i], divisor)
         elif kind == "arena":
             found[i] = given[i][1].gradient
+        elif kind == "both":
+            gradient, variable = given[i]
+            rows = gradient if isinstance(gradient, IndexedSlices) else None
+            found[i] = RowsBesides(_gather_rows(communicator, rows, variable, divisor))
     return [(found.get(i), variable) for i, (_, variable) in enumerate(given)]
 
 
 def _kind(variable: Variable, present: int, sparse: int) -> str:
     if present == 0:
         return "none"
-    if variable.slab is not None:
-        return "arena"
     # Rows are kept only when no rank has a dense gradient of the variable.
-    return "sparse" if sparse == present else "dense"
+    if sparse == present:
+        return "sparse"
+    if variable.slab is None:
+        return "dense"
+    return "both" if sparse else "arena"
 
 
 def _reduce_packed(

@@ -20,6 +20,7 @@ SHARE = "decay_share"
 """The scalar that a decayed rule has more than the original: value -= decay_share * value comes first."""
 
 
+@functools.cache
 def decayed(rule: Rule) -> Rule:
     """Return the rule that computes `value = value - decay_share * value` and then does what `rule` does.
 
@@ -33,9 +34,6 @@ def decayed(rule: Rule) -> Rule:
         ValueError: it isn't one of these.
     """
     name = f"{rule.name}_with_decay"
-    known = elementwise.registry.get(name)
-    if known is not None:
-        return known
     if SHARE in rule.scalars or rule.arrays[0] not in rule.outputs:
         raise ValueError(
             f"weight decay can't be put in front of {rule.name}, which takes the scalars {rule.scalars} "

@@ -53,6 +53,9 @@ class Rule:
         self.outputs = next(iter(self.formulas.values())).returned
         functools.update_wrapper(self, function)
 
+    def __reduce__(self) -> tuple[Callable[[str], Rule], tuple[str]]:
+        return _named, (self.name,)  # copies of optimizers share their rules
+
     def __repr__(self) -> str:
         return f"<elementwise rule {self.name}({', '.join(self.arrays)})>"
 
@@ -328,6 +331,10 @@ class Elementwise:
 
 def _origin(function: Callable[..., Any]) -> tuple[str, str]:
     return function.__module__, function.__qualname__
+
+
+def _named(name: str) -> Rule:
+    return elementwise.registry[name]
 
 
 elementwise = Elementwise()

@@ -247,6 +247,9 @@ def _product(a: Any, b: Any, out: Any) -> Any:
     return a @ b if out is None else namespace(a).matmul(a, b, out=out)
 
 
+for _linear in (add, subtract, negative, cast):
+    _linear.linear = True
+
 operators.update(
     add=add,
     subtract=subtract,

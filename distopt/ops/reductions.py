@@ -115,3 +115,7 @@ def _spread(context: Context, upstream: Any) -> Any:
 
 
 operators.update(reduce_sum=reduce_sum)
+
+
+for _adds in (reduce_sum, reduce_mean, add_n):
+    _adds.linear = True

@@ -14,7 +14,7 @@ import numpy as np
 from distopt.backend import namespace
 from distopt.ops.broadcasting import unbroadcast
 from distopt.tape import Context, Tensor, primitive
-from distopt.variables import IndexedSlices, Operand, operators, value_of
+from distopt.variables import IndexedSlices, Operand, Variable, operators, value_of
 
 __all__ = [
     "broadcast_to",
@@ -46,6 +46,8 @@ identity.takes_slices = True
 
 def stop_gradient(x: Any) -> Tensor:
     """Return the value of `x` as a constant: no gradient flows through it."""
+    if isinstance(x, Variable):
+        return Tensor(x.value.copy())
     return Tensor(x.value if isinstance(x, Operand) else x)
 
 
@@ -176,6 +178,21 @@ def scatter_rows(context: Context, values: Any, *, indices: Any, rows: int) -> A
 def _(context: Context, upstream: Any) -> tuple[Any]:
     return (gather.alike(upstream, indices=context.options["indices"]),)
 
+
+for _moves in (
+    identity,
+    reshape,
+    broadcast_to,
+    transpose,
+    concat,
+    slice_of,
+    scatter_slice,
+    gather,
+    scatter_rows,
+):
+    _moves.linear = True
+for _looks in (identity, reshape, broadcast_to, transpose, slice_of):
+    _looks.gives_views = True
 
 operators.update(
     concat=concat,

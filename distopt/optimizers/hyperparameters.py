@@ -38,8 +38,8 @@ class Hyperparameters:
 
         Args:
             name: its name.
-            value: number (Python's, NumPy's, or a variable without axes, whose value is taken now),
-                schedule, serialised schedule, or callable without arguments.
+            value: number, schedule, serialised schedule, variable or Tensor without axes (read at every
+                step), or callable without arguments.
 
         Raises:
             ValueError: a number out of range.
@@ -48,19 +48,20 @@ class Hyperparameters:
         if isinstance(value, dict):
             value = schedules.deserialize(value)
         if isinstance(value, Operand) or not callable(value):
-            number: Any = value
+            convertible: Any = value
             try:
-                value = float(number)
+                number = float(convertible)
             except (TypeError, ValueError) as error:
                 raise TypeError(
                     f"hyperparameter {name} must be a number, a schedule, or a callable without arguments; "
                     f"got {value!r}"
                 ) from error
-            self._check(name, value)
+            self._check(name, number)
+            value = value if isinstance(value, Operand) else number
         self._given[name] = value
 
     def read(self, name: str) -> Any:
-        """Return the number, the schedule itself, or what the callable gives now."""
+        """Return the number, the schedule or variable itself, or what the callable gives now."""
         given: Any = self._given[name]
         if isinstance(given, LearningRateSchedule) or not callable(given):
             return given

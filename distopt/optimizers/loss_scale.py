@@ -200,17 +200,18 @@ class LossScaleOptimizer(Optimizer):
     def _read_hyperparameters(self) -> dict[str, float]:
         return self.inner_optimizer._read_hyperparameters()
 
-    def _transform_unaggregated_gradients(self, grads_and_vars: list[Pair]) -> Iterable[Pair]:
-        return self.inner_optimizer._transform_unaggregated_gradients(grads_and_vars)
+    def before_aggregation(self, pairs: Iterable[Pair]) -> Iterable[Pair]:
+        """See `Optimizer.before_aggregation`."""
+        return self.inner_optimizer.before_aggregation(pairs)
 
-    def _aggregate_gradients(self, grads_and_vars: Iterable[Pair], ticket: Ticket | None) -> list[Pair]:
-        return self.inner_optimizer._aggregate_gradients(grads_and_vars, ticket)
+    def _aggregated(self, pairs: Iterable[Pair], ticket: Ticket | None) -> list[Pair]:
+        return self.inner_optimizer._aggregated(pairs, ticket)
 
     # What is the inner optimizer's.
 
     def __getattr__(self, key: str) -> Any:
         inner = self.__dict__.get("inner_optimizer")
-        if inner is not None and key in self._shared_with(inner):
+        if inner is not None and (key in self._shared_with(inner) or not key.startswith("_")):
             return getattr(inner, key)
         raise AttributeError(f"{type(self).__name__} has no attribute or hyperparameter {key!r}")
 

@@ -327,5 +327,6 @@ def _clip(given: Any, scope: str) -> Any:
     if isinstance(given, AdaptiveClipping):
         # TensorFlow makes the averages when the function is first called, which is in this scope.
         for variable in given.variables():
-            variable.name = f"{scope}/{variable.name}"
+            if variable.name.startswith("AdaptiveMaxNorm"):  # another training step may have it already
+                variable.name = f"{scope}/{variable.name}"
     return given

@@ -320,9 +320,10 @@ class Optimizer(Updates):
         """
         del name
         values = self._read_hyperparameters()
-        pairs = self._unaggregated(grads_and_vars)
+        pairs = grads_and_vars
         if experimental_aggregate_gradients:
-            pairs = self._aggregate_gradients(pairs, None if examples is None else Ticket(examples=examples))
+            ticket = None if examples is None else Ticket(examples=examples)
+            pairs = self._aggregated(self.before_aggregation(pairs), ticket)
         given = check_pairs(pairs)
         if not given:
             return self.step
@@ -342,7 +343,7 @@ class Optimizer(Updates):
                 values["learning_rate"] /= 1.0 + decay * step
         return values
 
-    def _unaggregated(self, pairs: Iterable[Pair]) -> Iterable[Pair]:
+    def before_aggregation(self, pairs: Iterable[Pair]) -> Iterable[Pair]:
         """Apply the hook for unaggregated gradients; without one the stream goes on as it comes."""
         hook = _overridden(self, "_transform_unaggregated_gradients")
         if not hook and (
@@ -387,9 +388,14 @@ class Optimizer(Updates):
         """Return this rank's gradients changed before they are aggregated; a hook."""
         return grads_and_vars
 
-    def _aggregate_gradients(self, grads_and_vars: Iterable[Pair], ticket: Ticket | None) -> list[Pair]:
-        """Return `aggregate` of the gradients; a hook of Keras."""
-        return self.aggregate(grads_and_vars, ticket)
+    def _aggregated(self, pairs: Iterable[Pair], ticket: Ticket | None) -> list[Pair]:
+        if _overridden(self, "_aggregate_gradients"):  # one that was ported knows no ticket
+            return list(self._aggregate_gradients(list(pairs)))
+        return self.aggregate(pairs, ticket)
+
+    def _aggregate_gradients(self, grads_and_vars: list[Pair]) -> Iterable[Pair]:
+        """Return the gradients combined over replicas; a hook of Keras, in the place of `aggregate`."""
+        return self.aggregate(grads_and_vars, None)
 
     def aggregate(self, pairs: Iterable[Pair], ticket: Ticket | None) -> list[Pair]:
         """Return the gradients combined over replicas by the `gradient_aggregator`. Collective."""

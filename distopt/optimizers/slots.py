@@ -86,17 +86,16 @@ class Slots:
     """
 
     def __init__(self) -> None:
-        self._owners: dict[int, Variable] = {}
-        self._slots: dict[int, dict[str, Variable]] = {}
-        self._slabs: dict[tuple[int, str], tuple[Slab, Array]] = {}
-        self._placed: set[tuple[int, str]] = set()
+        self._slots: dict[Variable, dict[str, Variable]] = {}
+        self._slabs: dict[tuple[Slab, str], Array] = {}
+        self._placed: set[tuple[Variable, str]] = set()
         self._padding: dict[str, float] = {}
-        self._runs: dict[tuple[int, int, int], list[Array]] = {}
+        self._runs: dict[tuple[Slab, int, int], list[Array]] = {}
         self.names: list[str] = []
 
     def find(self, variable: Variable, name: str) -> Variable | None:
         """Return a slot, None if there is none."""
-        return self._slots.get(id(variable), {}).get(name)
+        return self._slots.get(variable, {}).get(name)
 
     def add(
         self,
@@ -126,8 +125,7 @@ class Slots:
         with variable.device.activate():
             slot.value = variable.device.empty(shape, dtype)
             slot.value[...] = variable.device.asarray(initial, dtype)
-        self._owners[id(variable)] = variable
-        self._slots.setdefault(id(variable), {})[name] = slot
+        self._slots.setdefault(variable, {})[name] = slot
         if name not in self.names:
             self.names.append(name)
         self._place(variable, name, slot)
@@ -136,42 +134,42 @@ class Slots:
 
     def of_run(self, run: Run, names: Sequence[str]) -> list[Array]:
         """Return a run's part of each slot; every variable of the run must have them."""
-        key = id(run.slab), run.start, run.stop
+        key = run.slab, run.start, run.stop
         if key not in self._runs:
             for variable in run.variables:
                 for name in names:
-                    self._place(variable, name, self._slots[id(variable)][name])
-            self._runs[key] = [self._slabs[id(run.slab), name][1][run.start : run.stop] for name in names]
+                    self._place(variable, name, self._slots[variable][name])
+            self._runs[key] = [self._slabs[run.slab, name][run.start : run.stop] for name in names]
         return self._runs[key]
 
     def of_variable(self, variable: Variable, names: Sequence[str]) -> list[Array]:
         """Return each slot of a variable, in the variable's shape."""
-        slots = self._slots[id(variable)] if names else {}
+        slots = self._slots[variable] if names else {}
         for name in names:
             self._place(variable, name, slots[name])
         return [slots[name].value for name in names]
 
     def items(self) -> Iterator[tuple[Variable, str, Variable]]:
         """Yield (variable, slot's name, slot), variable by variable."""
-        for key, slots in self._slots.items():
+        for variable, slots in self._slots.items():
             for name, slot in slots.items():
-                self._place(self._owners[key], name, slot)
-                yield self._owners[key], name, slot
+                self._place(variable, name, slot)
+                yield variable, name, slot
 
     def _place(self, variable: Variable, name: str, slot: Variable) -> None:
         """Move a slot into the flat array of its variable's slab, where the variable has entered one."""
         slab = variable.slab
-        if slab is None or (id(variable), name) in self._placed:
+        if slab is None or (variable, name) in self._placed:
             return
         if slot.shape != variable.shape or slot.dtype != slab.dtype:
             return  # it has a layout of its own
-        if (id(slab), name) not in self._slabs:
+        if (slab, name) not in self._slabs:
             with variable.device.activate():
                 flat = variable.device.empty(slab.values.size, slab.dtype)
                 flat.fill(self._padding[name])  # as in the segments, so that the values' padding stays zero
-            self._slabs[id(slab), name] = slab, flat
-        flat = self._slabs[id(slab), name][1]
+            self._slabs[slab, name] = flat
+        flat = self._slabs[slab, name]
         view = flat[variable.start : variable.start + variable.size].reshape(variable.shape)
         view[...] = variable.device.asarray(slot.value)
         slot.value, slot.device = view, variable.device
-        self._placed.add((id(variable), name))
+        self._placed.add((variable, name))

@@ -121,7 +121,12 @@ class State:
         return list(self._slots.names)
 
     def state(self) -> dict[str, Array]:
-        """Return what a checkpoint needs: "variable/slot" -> array, "iterations", other weights by name."""
+        """Return what a checkpoint needs: "variable/slot" -> array, "iterations", other weights by name.
+
+        Raises:
+            ValueError: two variables have the same name.
+        """
+        _check_names({variable for variable, _, _ in self._slots.items()})
         found = {
             f"{variable.name}/{name}": np.array(asnumpy(slot.value))
             for variable, name, slot in self._slots.items()
@@ -133,13 +138,18 @@ class State:
         """Restore what `state` gave, for variables of the same names.
 
         Raises:
-            ValueError: a slot is missing or of another shape, or there are slots of other variables.
+            ValueError: a slot or "iterations" is missing or of another shape, there are slots of other
+                variables, or two variables have the same name.
         """
+        variables = list(variables)
+        _check_names(variables)
         left = dict(state)
+        if "iterations" not in left:
+            raise ValueError(f"the saved state has no 'iterations'; it has {sorted(left)[:5]}")
+        iterations = np.int64(left.pop("iterations"))
         known = {variable.name: variable for variable in variables}
         owners = dict.fromkeys(key.rpartition("/")[0] for key in left if "/" in key)
         mine = [known[name] for name in owners if name in known]
-        self.iterations.assign(np.int64(left.pop("iterations")))
         self._create_all_weights(mine)
         places = {f"{v.name}/{name}": slot for v, name, slot in self._slots.items() if v.name in owners}
         places |= self._other_weights()
@@ -154,6 +164,7 @@ class State:
                 raise ValueError(f"slot {name!r} should have shape {place.shape}, found {found}")
         for name, place in places.items():
             place.assign(left[name])
+        self.iterations.assign(iterations)
 
     def _other_weights(self) -> dict[str, Variable]:
         """Return what is neither `iterations` nor a slot, by its name in `state`."""
@@ -212,6 +223,17 @@ class State:
 
     def _create_slots(self, var_list: Sequence[Variable]) -> None:
         """Make the slots of variables that have none; a hook of Keras, called before every update."""
+
+
+def _check_names(variables: Iterable[Variable]) -> None:
+    seen: set[str] = set()
+    for variable in variables:
+        if variable.name in seen:
+            raise ValueError(
+                f"two variables are named {variable.name!r}: their slots can't be told apart in a saved "
+                "state. Give each variable a name of its own."
+            )
+        seen.add(variable.name)
 
 
 def _initial(initializer: Any) -> Any:

@@ -58,13 +58,20 @@ class Updates(State):
         super().__init__(name)
         self._values: dict[str, float] | None = None
         self._used: list[str] | None = None
-        self._with_slots: set[int] = set()
+        self._with_slots: set[Variable] = set()
+        self._settled: dict[str, Any] | None = None
 
     # What subclasses with a rule say.
 
     def options(self) -> dict[str, Any]:
         """Return the rule's static options; by default the attributes of their names."""
         return {name: bool(getattr(self, name)) for name in self._own_rule().options}
+
+    def settled_options(self) -> dict[str, Any]:
+        """Return `options` as they were at the first update: which slots there are depends on them."""
+        if self._settled is None:
+            self._settled = self.options()
+        return self._settled
 
     def scalars(self, values: Mapping[str, float], step: int) -> dict[str, Any]:
         """Return the rule's scalars; by default the hyperparameters of their names.
@@ -105,7 +112,7 @@ class Updates(State):
             variable: whose arrays they are; None where they are of several variables.
         """
         del variable
-        settings: dict[str, Any] = {**scalars, **self.options()}
+        settings: dict[str, Any] = {**scalars, **self.settled_options()}
         self._own_rule()(value, gradient, *slots, **settings)
 
     def finish(self) -> None:
@@ -115,10 +122,10 @@ class Updates(State):
 
     def _create_slots(self, var_list: Sequence[Variable]) -> None:
         """Make the slots of variables that have none; a hook of Keras, called before every update."""
-        new = [variable for variable in var_list if variable.number not in self._with_slots]
+        new = [variable for variable in var_list if variable not in self._with_slots]
         if not new:
             return
-        self._with_slots.update(variable.number for variable in new)
+        self._with_slots.update(new)
         names = self._used_slots()
         if self._slots_variable_by_variable:
             order = [(variable, name) for variable in new for name in names]
@@ -130,7 +137,7 @@ class Updates(State):
 
     def _used_slots(self) -> list[str]:
         if self._used is None:
-            used = self.rule.uses(**self.options()) if self.rule is not None else ()
+            used = self.rule.uses(**self.settled_options()) if self.rule is not None else ()
             arrays = () if self.rule is None else self.rule.arrays[2 : 2 + len(self.slots)]
             self._used = [name for name, array in zip(self.slots, arrays, strict=True) if array in used]
         return self._used
@@ -145,11 +152,20 @@ class Updates(State):
             values: every hyperparameter's value in this step; read now when None.
         """
         self._values = dict(self._read_hyperparameters() if values is None else values)
+        try:
+            self._apply(pairs, self._values)
+        finally:
+            self._values = None
+        self.iterations.value[...] += 1
+
+    def _apply(self, pairs: Sequence[Pair], values: Mapping[str, float]) -> None:
         checked = [(self._checked(gradient, variable), variable) for gradient, variable in pairs]
         variables = list({id(variable): variable for _, variable in checked}.values())
         self._create_all_weights(variables)
         apply_state = self._prepare(variables)
-        scalars = _Scalars(self, self._values)
+        scalars = _Scalars(self, values)
+        for variable in variables:
+            variable.version += 1
         for group in without_repeats(checked):
             dense = [pair for pair in group if not isinstance(pair[0], IndexedSlices)]
             if self._overrides("_resource_apply_dense"):
@@ -159,13 +175,12 @@ class Updates(State):
                 self._apply_dense(dense, scalars)
             for gradient, variable in group if len(dense) < len(group) else ():
                 if isinstance(gradient, IndexedSlices):
-                    self._apply_slices(gradient, variable, scalars, apply_state)
+                    with variable.device.activate():
+                        self._apply_slices(gradient, variable, scalars, apply_state)
             for _, variable in dense:
                 if variable.constraint is not None:
-                    variable.value[...] = variable.constraint(variable.value)
+                    _constrain(variable)
         self.finish()
-        self._values = None
-        self.iterations.value[...] += 1
 
     def _checked(self, gradient: Any, variable: Variable) -> Any:
         """Return a gradient as an array or slices that fit the variable; nothing has changed yet."""
@@ -202,6 +217,8 @@ class Updates(State):
         found = [slot.reshape(-1) for slot in self._slots.of_variable(variable, names)]
         own = scalars.of(variable.dtype, self.group(variable))
         with variable.device.activate():
+            if not variable.value.flags.c_contiguous:  # one that was put there by hand
+                variable.value = namespace(variable.value).ascontiguousarray(variable.value)
             flat = namespace(gradient).ascontiguousarray(gradient).reshape(-1)
             self.update(variable.value.reshape(-1), flat, self._in_order(names, found), own, variable)
 
@@ -241,7 +258,7 @@ class Updates(State):
         names = self._used_slots()
         found = self._in_order(names, self._slots.of_variable(variable, names))
         with variable.device.activate():
-            settings: dict[str, Any] = {**scalars, **self.options()}
+            settings: dict[str, Any] = {**scalars, **self.settled_options()}
             self._own_rule().rows(gradient.indices, variable.value, gradient.values, *found, **settings)
 
     # Keras' hooks.
@@ -249,12 +266,7 @@ class Updates(State):
     def _prepare(self, var_list: Sequence[Variable]) -> ApplyState:
         """Return Keras' `apply_state`; empty where no hook is there to read it."""
         state: ApplyState = {}
-        hooks = (
-            "_resource_apply_dense",
-            "_resource_apply_sparse",
-            "_resource_apply_sparse_duplicate_indices",
-        )
-        if not any(self._overrides(hook) for hook in hooks):
+        if not any(self._overrides(hook) for hook in _HOOKS):
             return state
         for device, dtype in dict.fromkeys((v.device, v.dtype) for v in var_list):
             state[device, dtype] = {}
@@ -316,13 +328,8 @@ class Updates(State):
         self, grad: Array, var: Variable, indices: Array, **kwargs: Any
     ) -> Any:
         """Sum rows of the same index, then call `_resource_apply_sparse`; a hook of Keras."""
-        xp = namespace(grad)
-        _, first, position = xp.unique(indices, return_index=True, return_inverse=True)
-        order = xp.argsort(first)
-        rank = xp.argsort(order)[position.reshape(-1)]
-        summed = xp.zeros((len(order), *grad.shape[1:]), grad.dtype)
-        xp.add.at(summed, rank, grad)
-        return self._resource_apply_sparse(summed, var, indices[first[order]], **kwargs)
+        unique = IndexedSlices(grad, indices).deduplicated(by_appearance=True)
+        return self._resource_apply_sparse(unique.values, var, unique.indices, **kwargs)
 
     def _call_hook(self, hook: Any, apply_state: ApplyState, *arguments: Any) -> None:
         takes = inspect.signature(
@@ -343,6 +350,18 @@ class Updates(State):
 
     def _read_hyperparameters(self) -> dict[str, float]:
         raise NotImplementedError(f"{type(self).__name__} has no hyperparameters; derive it from Optimizer")
+
+
+def _constrain(variable: Variable) -> None:
+    assert variable.constraint is not None
+    with variable.device.activate():
+        value = variable.constraint(variable.value)
+        if np.shape(value) != variable.shape:
+            raise ValueError(
+                f"the constraint of variable {variable.name!r} returned shape {np.shape(value)} for "
+                f"{variable.shape}; a constraint gives a value of the same shape"
+            )
+        variable.value[...] = value
 
 
 class _Scalars:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from distopt.backend import Device
 from distopt.initializers import Zeros
 from distopt.scopes.graph import Graph, GraphKeys, get_default_graph
 from distopt.scopes.variable_scopes import get_variable
@@ -39,6 +40,7 @@ def create_global_step(graph: Graph | None = None) -> Variable:
             Zeros(),
             trainable=False,
             collections=[GraphKeys.GLOBAL_VARIABLES, GraphKeys.GLOBAL_STEP],
+            device=Device(),  # on the host, whatever the model's device: schedules read it at every step
         )
 
 

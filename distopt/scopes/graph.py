@@ -348,7 +348,9 @@ def get_name_scope() -> str:
 
 
 @contextlib.contextmanager
-def name_scope(name: str | None, default_name: str | None = None) -> Generator[str, None, None]:
+def name_scope(
+    name: str | None, default_name: str | None = None, values: Any = None
+) -> Generator[str, None, None]:
     """Prefix the names of `new_variable` and of `Graph.unique_name` within the block.
 
     The names of `get_variable` are not prefixed. A name used before gets "_1", "_2" ...; a name
@@ -358,6 +360,7 @@ def name_scope(name: str | None, default_name: str | None = None) -> Generator[s
     Args:
         name: the scope's name.
         default_name: taken when `name` is None.
+        values: for code written for TensorFlow, which checks that these Tensors are of one graph.
 
     Yields:
         The full name with a "/" at its end, as `get_collection(key, scope)` needs it.
@@ -365,6 +368,7 @@ def name_scope(name: str | None, default_name: str | None = None) -> Generator[s
     Raises:
         ValueError: the name has characters that names can't have.
     """
+    del values
     with get_default_graph().open_name_scope(default_name if name is None else name) as full:
         yield full
 

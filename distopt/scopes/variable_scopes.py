@@ -215,6 +215,7 @@ def get_local_variable(
 def variable_scope(
     name_or_scope: str | VariableScope | None,
     default_name: str | None = None,
+    values: Any = None,
     *,
     initializer: Any = None,
     regularizer: Regularizer | None = None,
@@ -232,6 +233,7 @@ def variable_scope(
     Args:
         name_or_scope: name within the scope in force, or a scope; None to use `default_name`.
         default_name: name made unique within the scope in force by "_1", "_2" ...
+        values: for code written for TensorFlow, which checks that these Tensors are of one graph.
         initializer: default of `get_variable`; None inherits.
         regularizer: default of `get_variable`; None inherits, `no_regularizer` is none.
         constraint: default of `get_variable`; None inherits.
@@ -246,6 +248,7 @@ def variable_scope(
         ValueError: reuse with a `default_name` only, `reuse` is none of the four, or the name can't
             be one.
     """
+    del values
     graph, outer = get_default_graph(), get_variable_scope()
     if reuse not in (None, False, True, AUTO_REUSE):
         raise ValueError(f"reuse must be True, False, None or AUTO_REUSE, got {reuse!r}.")

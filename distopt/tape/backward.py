@@ -49,12 +49,7 @@ def backward(
         upstreams: one for each target, None for ones; None for ones everywhere.
         walk: how.
     """
-    stream = _gradients(targets, sources, upstreams, walk)
-    return _all_at_once(stream) if walk.gate == GATE_GRAPH else stream
-
-
-def _all_at_once(stream: Iterator[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
-    yield from list(stream)
+    return _gradients(targets, sources, upstreams, walk)
 
 
 def _gradients(
@@ -63,6 +58,20 @@ def _gradients(
     wanted = {id(source): source for source in sources}
     ends = _ends(targets, upstreams)
     nodes, uses = _plan([target for target, _ in ends], wanted, walk)
+    stream = _walked(nodes, uses, wanted, ends, walk)
+    # A primitive that communicates backward must not come between the reductions that a consumer
+    # starts: which of these have begun depends on the gradients that a rank has.
+    communicates = any(n.context is not None and n.context.options.get("communicator") for n, _ in nodes)
+    yield from list(stream) if walk.gate == GATE_GRAPH or communicates else stream
+
+
+def _walked(
+    nodes: list[tuple[Node, tuple[bool, ...]]],
+    uses: dict[int, int],
+    wanted: dict[int, Any],
+    ends: list[tuple[Any, Any]],
+    walk: Walk,
+) -> Iterator[tuple[Any, Any]]:
     # Nobody watches what is written into an arena, and nobody can watch where no tape is open.
     watchable = bool(active.tapes) and not walk.into_arena
     outputs = _outputs(nodes, ends) if watchable else {}
@@ -90,6 +99,7 @@ def _gradients(
             )
         results: Sequence[Any] = (None,) * len(node.inputs)
         if upstream is not None:
+            node.check_versions()
             if isinstance(upstream, IndexedSlices) and not node.primitive.takes_slices:
                 upstream = upstream.to_dense()
             context.is_last = walk.release and len(node.tapes) == 1
@@ -231,9 +241,8 @@ def _final(gradient: Any, source: Any, walk: Walk) -> Any:
     destination = source.gradient if walk.into_arena and isinstance(source, Variable) else None
     if destination is None:
         return gradient if is_watched([gradient]) else value_of(gradient)
-    if isinstance(gradient, IndexedSlices):
-        gradient = gradient.to_dense()  # a variable in an arena has a dense segment
-    if gradient is destination:
+    # Rows stay rows: what they update, and whether a constraint may be there, doesn't depend on the arena.
+    if gradient is destination or isinstance(gradient, IndexedSlices):
         return gradient
     destination[...] = gradient
     return destination

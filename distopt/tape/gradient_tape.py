@@ -13,7 +13,7 @@ from distopt.tape.gates import GATE_OP, checked_gate
 from distopt.tape.nested import leaves, rebuilt
 from distopt.tape.recording import Recording
 from distopt.tape.unconnected import UnconnectedGradients, or_zeros, wants_zeros
-from distopt.variables import Operand, Variable
+from distopt.variables import IndexedSlices, Operand, Variable
 
 __all__ = ["GradientTape"]
 
@@ -73,6 +73,7 @@ class GradientTape(Recording):
         walk = self._walk(aggregation_method=aggregation_method)
         stream = self._start(target, wanted, output_gradients, walk)
         found = {id(source): gradient for gradient, source in stream}
+        own_memory(found)
         values = (None if x is None else or_zeros(found[id(x)], x, zero) for x in leaves(sources))
         return rebuilt(sources, values)
 
@@ -227,3 +228,19 @@ def _upstreams(targets: list[Any], given: Any) -> list[Any] | None:
             f"got {len(upstreams)}"
         )
     return upstreams
+
+
+def own_memory(found: dict[int, Any]) -> None:
+    """Copy gradients that share memory with another one, or can't be written to.
+
+    An addition passes its upstream on to both inputs, a sum spreads one number over all elements; who
+    changes one gradient must not change another.
+    """
+    seen: set[int] = set()
+    for key, gradient in found.items():
+        if gradient is None or isinstance(gradient, Operand | IndexedSlices):
+            continue
+        root = id(gradient if getattr(gradient, "base", None) is None else gradient.base)
+        if root in seen or not getattr(gradient.flags, "writeable", True):
+            found[key] = gradient.copy()
+        seen.add(root)

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from distopt.backend import Array, asnumpy
-from distopt.variables import Operand
+from distopt.variables import Operand, Variable
 
 __all__ = [
     "Context",
@@ -135,7 +135,7 @@ class Context:
 class Node:
     """One recorded call."""
 
-    __slots__ = ("context", "inputs", "primitive", "sequence", "tapes")
+    __slots__ = ("context", "inputs", "primitive", "sequence", "tapes", "versions")
 
     def __init__(
         self,
@@ -149,6 +149,19 @@ class Node:
         self.context: Context | None = context
         self.tapes = tapes
         self.sequence = next(_sequence)
+        self.versions: tuple[tuple[Variable, int], ...] = ()
+        if not called.linear:
+            self.versions = tuple((i, i.version) for i in inputs if isinstance(i, Variable))
+
+    def check_versions(self) -> None:
+        """Raise RuntimeError if a variable has changed since, whose value the backward half reads."""
+        for variable, version in self.versions:
+            if variable.version != version:
+                raise RuntimeError(
+                    f"variable {variable.name!r} was changed after {self.primitive.name} read it, so a "
+                    "gradient would mix old and new values. Take all gradients that go through it before it "
+                    "is assigned or updated."
+                )
 
 
 class _Active(threading.local):
@@ -176,6 +189,8 @@ class Primitive:
 
     Attributes:
         takes_slices: whether the backward half passes IndexedSlices on; others are given dense arrays.
+        linear: whether the backward half reads no values of the inputs, only shapes and dtypes.
+        gives_views: whether the result may share the first input's memory.
     """
 
     def __init__(self, forward: _Forward) -> None:
@@ -186,6 +201,8 @@ class Primitive:
         self.backward: _Backward | None = None
         self.composition: _Composed | None = None
         self.takes_slices = False
+        self.linear = False
+        self.gives_views = False
         if self.name in primitives:
             raise ValueError(f"there is a primitive named {self.name!r} already")
         primitives[self.name] = self
@@ -228,6 +245,8 @@ class Primitive:
         needs = tuple(any(tape.watches(i) for tape in tapes) for i in inputs)
         context = Context(values, options, needs)
         output = self._forward(context, *values, **options)
+        if self.gives_views and isinstance(inputs[0], Variable):
+            output = output.copy()  # what was read stays, whatever is assigned to the variable
         if not tapes:
             return Tensor(output, name=full_name)
         context.output = output

@@ -93,9 +93,13 @@ class GradientNoise:
         """
         step = int(_read(self.step if self._calls is None else self._calls))
         scale = self._scale_at(step)
+        pairs = list(pairs)
+        # By the order in which variables were made, which is the same on ranks that got them in another.
+        order = sorted(range(len(pairs)), key=lambda i: getattr(pairs[i][1], "number", i))
+        position = {place: number for number, place in enumerate(order)}
         noisy = [
-            (self._noisy(gradient, variable, scale, step, position), variable)
-            for position, (gradient, variable) in enumerate(pairs)
+            (self._noisy(gradient, variable, scale, step, position[place]), variable)
+            for place, (gradient, variable) in enumerate(pairs)
         ]
         if self._calls is not None:
             self._calls.assign_add(1)

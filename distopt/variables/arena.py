@@ -42,6 +42,12 @@ class Slab:
         """Type of the elements."""
         return self.values.dtype
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an arena and its variables can't be copied or pickled: copies of views would be arrays of their "
+            "own. Save values with `numpy()` or a checkpoint, and build the model anew."
+        )
+
     def end(self, variable: Variable) -> int:
         """Where the segment of `variable` ends, its padding included."""
         return variable.start + _padded(variable.size, self.dtype)

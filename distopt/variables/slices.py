@@ -10,7 +10,7 @@ import numpy as np
 from distopt.backend import Array, device_of, namespace
 from distopt.variables.operand import Operand, operators
 
-__all__ = ["IndexedSlices", "concatenated", "value_of"]
+__all__ = ["IndexedSlices", "concatenated", "summed_rows", "value_of"]
 
 
 def value_of(value: Any) -> Any:
@@ -63,18 +63,23 @@ class IndexedSlices:
         """Type of the values' elements."""
         return self.values.dtype
 
-    def deduplicated(self) -> IndexedSlices:
-        """Return slices with every index once, in increasing order, repeated rows summed."""
+    def deduplicated(self, by_appearance: bool = False) -> IndexedSlices:
+        """Return slices with every index once, repeated rows summed in their order.
+
+        Args:
+            by_appearance: order rows by the first appearance of their index, not by the index.
+        """
+        if not len(self.indices):
+            return self
         xp = namespace(self.values, self.indices)
-        unique, position = xp.unique(self.indices, return_inverse=True)
+        unique, first, position = xp.unique(self.indices, return_index=True, return_inverse=True)
+        if by_appearance:
+            order = xp.argsort(first)
+            unique, position = unique[order], xp.argsort(order)[position.reshape(-1)]
         if isinstance(self.values, Operand):
             rows = operators["scatter_rows"](self.values, indices=position.reshape(-1), rows=len(unique))
             return IndexedSlices(rows, unique, self.dense_shape)
-        if len(unique) == len(self.indices):
-            order = xp.argsort(self.indices)
-            return IndexedSlices(self.values[order], unique, self.dense_shape)
-        summed = xp.zeros((len(unique), *self.values.shape[1:]), self.values.dtype)
-        xp.add.at(summed, position.reshape(-1), self.values)
+        summed = summed_rows(self.values, position.reshape(-1), len(unique))
         return IndexedSlices(summed, unique, self.dense_shape)
 
     def to_dense(self) -> Array:
@@ -87,10 +92,7 @@ class IndexedSlices:
             raise ValueError("IndexedSlices without dense_shape can't become a dense array")
         if isinstance(self.values, Operand):
             return operators["scatter_rows"](self.values, indices=self.indices, rows=self.dense_shape[0])
-        xp = namespace(self.values)
-        dense: Array = xp.zeros(self.dense_shape, self.values.dtype)
-        xp.add.at(dense, self.indices, self.values)
-        return dense
+        return summed_rows(self.values, self.indices, self.dense_shape[0])
 
     def __repr__(self) -> str:
         return (
@@ -114,6 +116,38 @@ def _check_range(indices: Array, rows: int) -> None:
     low, high = int(indices.min()), int(indices.max())
     if low < 0 or high >= rows:
         raise ValueError(f"indices go from {low} to {high}, but there are rows 0 to {rows - 1} only")
+
+
+def summed_rows(values: Array, places: Array, rows: int) -> Array:
+    """Return an array of `rows` rows, each the sum of the values that have its place; others are 0.
+
+    Every call with the same rows gives the same bits. CuPy's `add.at` doesn't: it adds in whatever order its
+    threads come, and replicas would drift apart. So on a GPU rows are sorted by place and summed by
+    a scan of log2(n) steps, for which the host doesn't wait.
+    """
+    xp = namespace(values)
+    result: Array = xp.zeros((rows, *values.shape[1:]), values.dtype)
+    if not len(places):
+        return result
+    if xp is np:
+        np.add.at(result, places, values)
+        return result
+    return _scan_sums(xp, values, places, result)
+
+
+def _scan_sums(xp: Any, values: Array, places: Array, result: Array) -> Array:
+    order = xp.argsort(places, kind="stable")
+    ordered, sums = places[order], values[order]
+    distance = 1
+    while distance < len(ordered):
+        same = (ordered[distance:] == ordered[:-distance]).reshape(-1, *(1,) * (sums.ndim - 1))
+        sums[distance:] += xp.where(same, sums[:-distance], xp.zeros((), sums.dtype))
+        distance *= 2
+    # The last row of a place has its sum. All write there, so the others go to a row that is cut off.
+    last = xp.concatenate([ordered[1:] != ordered[:-1], xp.ones(1, bool)])
+    padded = xp.zeros((len(result) + 1, *result.shape[1:]), result.dtype)
+    padded[xp.where(last, ordered, len(result))] = sums
+    return padded[:-1]
 
 
 def concatenated(slices: Sequence[IndexedSlices]) -> IndexedSlices:

@@ -36,6 +36,7 @@ class Variable(Operand):
     Attributes:
         value: the array, of shape `shape`: a view of the arena once the variable is in one.
         gradient: the view of the arena's gradients, or None outside an arena.
+        version: grows when `assign...` or an optimizer changes the value, so that a tape notices.
         number: grows with each variable made in this process. Ranks that run the same program make their
             variables in the same order, so it orders variables alike on all of them.
 
@@ -54,6 +55,7 @@ class Variable(Operand):
         "start",
         "trainable",
         "value",
+        "version",
     )
 
     def __init__(
@@ -80,6 +82,7 @@ class Variable(Operand):
         self.gradient: Array | None = None
         self.slab: Slab | None = None
         self.start = 0
+        self.version = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -105,10 +108,6 @@ class Variable(Operand):
         """Return a copy of the value as a NumPy array (waits for the GPU)."""
         return np.array(asnumpy(self.value))
 
-    def read_value(self) -> Array:
-        """Return the value's array itself, not a copy."""
-        return self.value
-
     def assign(self, value: Any) -> Variable:
         """Replace the value.
 
@@ -122,16 +121,19 @@ class Variable(Operand):
                 f"variable {self.name!r} has shape {self.shape}, the value to assign has {given}"
             )
         self.value[...] = self.device.asarray(array, self.dtype)
+        self.version += 1
         return self
 
     def assign_add(self, delta: Any) -> Variable:
         """Add `delta`, of the variable's shape or broadcast to it, to the value."""
         self.value += self.device.asarray(value_of(delta), self.dtype)
+        self.version += 1
         return self
 
     def assign_sub(self, delta: Any) -> Variable:
         """Subtract `delta`, of the variable's shape or broadcast to it, from the value."""
         self.value -= self.device.asarray(value_of(delta), self.dtype)
+        self.version += 1
         return self
 
     def __float__(self) -> float:
@@ -147,7 +149,8 @@ def _initial_array(value: Any, dtype: Any, name: str) -> Array:
     array = asnumpy(value) if keeps_dtype else np.asarray(value)
     if dtype is None and not keeps_dtype:
         dtype = {"f": np.float32, "i": np.int32}.get(array.dtype.kind)
-    array = np.array(array, dtype=dtype)  # a copy: the variable owns its memory
+    # A copy in C's order: the variable owns its memory, and rules run over it flat.
+    array = np.array(array, dtype=dtype, order="C")
     # Kind "V" is what ml_dtypes' bfloat16 shows.
     if array.dtype.kind not in "fiubcV":
         raise TypeError(

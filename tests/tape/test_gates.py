@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from distopt import ops
+from distopt.communicators.local import LocalCommunicator
 from distopt.tape import GATE_GRAPH, GATE_NONE, GATE_OP, GradientTape
 from distopt.variables import Arena, Variable
 
@@ -148,3 +149,24 @@ def test_another_gate_is_refused_at_once(gate):
     with pytest.raises(ValueError, match=message.replace(".", r"\.")):
         tape.gradients(y, [x], gate_gradients=gate)
     assert float(tape.gradient(y, x)) == 2.0
+
+
+@pytest.mark.parametrize("gate", _GATES)
+def test_a_primitive_that_communicates_backward_comes_before_every_gradient(gate):
+    # Reductions that a consumer starts would otherwise fall at another place on ranks without some gradient.
+    calls = []
+
+    class Counting(LocalCommunicator):
+        def all_reduce(self, values):
+            calls.append(values.shape)
+            return super().all_reduce(values)
+
+    x, gamma, after = Variable(np.eye(3)), Variable(np.ones(3)), Variable(np.ones(3))
+    with GradientTape() as tape:
+        y = ops.batch_normalization(x, gamma, None, communicator=Counting())
+        loss = ops.reduce_sum(y * after)
+    forward = len(calls)
+    stream = tape.gradients(loss, [x, gamma, after], gate_gradients=gate)
+    next(stream)
+    assert len(calls) == forward + 1
+    assert len(list(stream)) == 2

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from distopt.elementwise import elementwise, maximum, sign, sqrt
 from distopt.optimizers import adagrad as rules
 from distopt.optimizers.tf1.optimizer import Optimizer
+from distopt.scopes.global_step import get_global_step
 from distopt.variables import Variable
 
 __all__ = ["AdagradDAOptimizer", "AdagradOptimizer", "adagrad_da", "check_positive", "check_strength"]
@@ -131,6 +132,28 @@ class AdagradDAOptimizer(Optimizer):
             "l2_regularization_strength": l2_regularization_strength,
         }
         super().__init__(use_locking, name, hyperparameters, **options)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Self:
+        """Make the optimizer that `get_config` described.
+
+        Args:
+            config: what `get_config` returned. It has no global step.
+            custom_objects: schedules by the names of their classes, and the variable "global_step"; the
+                default graph's global step when it is not there.
+
+        Raises:
+            ValueError: there is no global step.
+        """
+        own = dict(custom_objects or {})
+        given = [config.get("global_step"), own.pop("global_step", None), get_global_step()]
+        step = next((step for step in given if step is not None), None)
+        if step is None:
+            raise ValueError(
+                "AdagradDAOptimizer needs a global step, which a configuration doesn't hold: pass "
+                "custom_objects={'global_step': variable}, or make one with get_or_create_global_step()"
+            )
+        return super().from_config({**config, "global_step": step}, own)
 
     def check(self, key: str, value: float) -> None:
         """See `Optimizer.check`."""
