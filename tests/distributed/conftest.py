@@ -6,8 +6,11 @@ Tests take the fixture `communicator` and run on all ranks alike. The first fail
 job: the other ranks may be waiting in a collective of the same test.
 """
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -25,9 +28,14 @@ collect_ignore_glob = [] if under_launcher else ["test_*.py"]
 _ranks: list[Communicator] = []
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin that reads basetemp
 def pytest_configure(config: pytest.Config) -> None:
     if not under_launcher:
         return
+    # Ranks would clean up one another's numbered folders in the one that pytest has for a user.
+    folder = tempfile.mkdtemp(prefix="distopt-rank-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    config.option.basetemp = Path(folder) / "tests"
     _ranks.append(connect("mpi"))
     if config.getoption("capture") == "fd":
         raise pytest.UsageError("pass --capture=sys: fd hides the message with which a rank ends the job")
