@@ -102,7 +102,7 @@ class Optimizer(Updates):
         self.gradient_aggregator = gradient_aggregator
         self.gradient_transformers = list(gradient_transformers or ())
         self._clip_limits = {key: kwargs.get(key) for key in _CLIPS}
-        self._clips = transforms.clips(**self._clip_limits)
+        self._clips = self._clips_for(self._clip_limits)
         self._warned_of: set[str] = set()
         self._looked_at_loss = False
         self._initial_decay = kwargs.get("decay") or 0.0
@@ -130,10 +130,14 @@ class Optimizer(Updates):
             self._set_hyper(name, value)
         elif key in _CLIPS:
             limits = {**self._clip_limits, key: value}
-            self._clips = transforms.clips(**limits)
+            self._clips = self._clips_for(limits)
             self._clip_limits = limits
         else:
             super().__setattr__(key, value)
+
+    def _clips_for(self, limits: Mapping[str, Any]) -> list[Callable[[list[Pair]], Iterable[Pair]]]:
+        """Return the clips for `clipvalue`, `clipnorm` and `global_clipnorm`, in the order they run in."""
+        return list(transforms.clips(**limits))
 
     def check(self, key: str, value: float) -> None:
         """Raise ValueError where a hyperparameter is out of range; subclasses extend it."""
