@@ -236,7 +236,5 @@ def test_adamw_takes_epsilon_0_and_averages():
 
 
 def test_decay_is_refused_with_the_way_out():
-    with pytest.raises(
-        ValueError, match=r"decay is deprecated in the new Keras .*optimizers\.Adam$"
-    ):
+    with pytest.raises(ValueError, match=r"decay is deprecated in the new Keras .*optimizers\.Adam$"):
         keras_new.Adam(decay=0.1)
