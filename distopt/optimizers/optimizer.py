@@ -18,6 +18,8 @@ from distopt.aggregators import Aggregator, GradientAggregator, Pair, Ticket
 from distopt.optimizers.hyperparameters import Hyperparameters
 from distopt.optimizers.recording import check_floating, check_pairs, record, with_gradient
 from distopt.optimizers.updates import Updates
+from distopt.schedules import deserialize
+from distopt.schedules.serialization import is_serialized
 from distopt.tape import GATE_GRAPH, GATE_NONE, GATE_OP, GradientTape, Tensor
 from distopt.tape.gates import checked_gate
 from distopt.variables import Variable
@@ -189,8 +191,8 @@ class Optimizer(Updates):
         if "lr" in arguments:
             arguments["learning_rate"] = arguments.pop("lr")
         for key, value in arguments.items():
-            if isinstance(value, dict) and set(value) == {"class_name", "config"}:
-                arguments[key] = _schedule(value, custom_objects)
+            if is_serialized(value):
+                arguments[key] = deserialize(value, custom_objects)
         return cls(**arguments)
 
     def minimize(
@@ -435,12 +437,6 @@ def _check_arguments(kwargs: Mapping[str, Any], has_decay: bool) -> None:
             raise ValueError(f"Expected {key} >= 0, received: {value}")
     if kwargs.get("lr") is not None:
         warnings.warn("The `lr` argument is deprecated, use `learning_rate` instead.", stacklevel=4)
-
-
-def _schedule(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None) -> Any:
-    from distopt.schedules import deserialize
-
-    return deserialize(config, custom_objects)
 
 
 def _overridden(optimizer: Optimizer, name: str) -> bool:
