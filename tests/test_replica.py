@@ -56,7 +56,7 @@ def test_a_model_that_makes_a_variable_twice_is_told():
     def model(images):
         return _plain(images) + _plain(images)
 
-    with pytest.raises(ValueError, match="'logits/weights' already exists"):
+    with pytest.raises(ValueError, match="Variable logits/weights already exists"):
         _replica(model)
 
 

@@ -107,7 +107,7 @@ def binary_crossentropy(
     else:
         chance = _inside(predicted)
         yes = ops.multiply(ops.log(ops.add(chance, _EPSILON)), target)
-        no = ops.multiply(ops.log(ops.subtract(1.0 + _EPSILON, chance)), 1.0 - target)
+        no = ops.multiply(ops.log(ops.add(ops.subtract(1.0, chance), _EPSILON)), 1.0 - target)
         losses = ops.negative(ops.add(yes, no))
     return compute_weighted_loss(_over_features(losses), sample_weight, reduction, communicator)
 

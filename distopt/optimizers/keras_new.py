@@ -1,24 +1,23 @@
 """The optimizers of Keras 2.11 to 2.15, where they differ from the older ones in `distopt.optimizers`.
 
 Sparse gradients update all rows, as dense ones with zeros would; epsilon is taken as it is given; and all
-have `weight_decay` and averages of the weights. The rules are those of the older ones. `AdamW` and `Lion`
-are those of `distopt.optimizers`, which have Keras' form already, but no averages.
+have `weight_decay` and averages of the weights. The rules are those of the older ones.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from distopt.optimizers import adadelta, adagrad, adam, adamax, ftrl, gradient_descent, nadam, rmsprop
+from distopt.aggregators import Pair
+from distopt.optimizers import adadelta, adagrad, adam, adamax, ftrl, gradient_descent, lion, nadam, rmsprop
 from distopt.optimizers import optimizer as engine
-from distopt.optimizers.lion import Lion
 from distopt.optimizers.moving_averages import update_average
 from distopt.optimizers.updates import ApplyState
-from distopt.optimizers.weight_decay import AdamW, shrink
+from distopt.optimizers.weight_decay import shrink
 from distopt.variables import Variable
 
 __all__ = [
@@ -45,6 +44,9 @@ class Optimizer(engine.Optimizer):
 
     `learning_rate` can be set at any time, a schedule as well, where Keras raises TypeError.
 
+    One clip at most acts, as in Keras: the first in the order clipnorm, global_clipnorm, clipvalue that is
+    given and not 0.
+
     Args:
         arguments: those of the class.
         weight_decay: not negative, or None for none. It is multiplied by the learning rate.
@@ -55,10 +57,11 @@ class Optimizer(engine.Optimizer):
             only `finalize_variable_values` does that.
         jit_compile: kept for code from Keras, where it turns on a compiler. Rules are compiled anyway.
         name: for messages and slots; the class's name when None.
-        options: those of `distopt.optimizers.Optimizer` but `decay` and `lr`.
+        options: those of `distopt.optimizers.Optimizer` but `decay` and `lr`. `is_legacy_optimizer`, which
+            Keras' configurations have in them, is accepted, and says nothing.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or `decay`.
         TypeError: an unknown argument.
     """
 
@@ -85,6 +88,12 @@ class Optimizer(engine.Optimizer):
                 "`ema_overwrite_frequency` must be an integer >= 1 or None. Received: "
                 f"{ema_overwrite_frequency!r}"
             )
+        options.pop("is_legacy_optimizer", None)
+        if "decay" in options:
+            raise ValueError(
+                "decay is deprecated in the new Keras optimizer: give an InverseTimeDecay as learning_rate, "
+                f"or take distopt.optimizers.{type(self).__name__}"
+            )
         self.weight_decay = None if weight_decay is None else float(weight_decay)
         self.use_ema = bool(use_ema)
         self.ema_momentum = float(ema_momentum)
@@ -94,6 +103,17 @@ class Optimizer(engine.Optimizer):
         self._undecayed_names: list[str] = []
         self._averaged: Sequence[Variable] = ()
         super().__init__(*arguments, name=type(self).__name__ if name is None else name, **options)
+
+    def get_config(self) -> dict[str, Any]:
+        """See `distopt.optimizers.Optimizer.get_config`; clips that aren't used are in it as None."""
+        return {**self._clip_limits, **super().get_config(), "is_legacy_optimizer": False}
+
+    def _clips_for(self, limits: Mapping[str, Any]) -> list[Callable[[list[Pair]], Iterable[Pair]]]:
+        super()._clips_for(limits)  # refuses what is out of range
+        for key in ("clipnorm", "global_clipnorm", "clipvalue"):
+            if limits[key]:
+                return super()._clips_for({key: limits[key]})
+        return []
 
     def build(self, var_list: Iterable[Variable]) -> None:
         """Make the slots of variables before the first update."""
@@ -214,6 +234,39 @@ class Adam(Optimizer, adam.Adam):
             learning_rate, beta_1, beta_2, epsilon, amsgrad, weight_decay=weight_decay, **options
         )
         self.epsilon = epsilon
+
+
+class AdamW(Adam):
+    """`Adam` with a weight decay from the start; the order of arguments is Keras'.
+
+    Args:
+        learning_rate: number, schedule or callable; not negative.
+        weight_decay: not negative.
+        beta_1: decay of the first moment, in [0, 1).
+        beta_2: decay of the second moment, in [0, 1).
+        epsilon: added to the root of the uncorrected v; not negative, may be 0.
+        amsgrad: divide by the root of the largest v so far.
+        options: those of `Optimizer`.
+
+    Raises:
+        ValueError: an argument out of range, or `weight_decay` is None.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        weight_decay: float | None = 0.004,
+        beta_1: Any = 0.9,
+        beta_2: Any = 0.999,
+        epsilon: Any = 1e-7,
+        amsgrad: bool = False,
+        **options: Any,
+    ) -> None:
+        if weight_decay is None:
+            raise ValueError(
+                "Missing value of `weight_decay` which is required and must be a float value; 0.0 is for none"
+            )
+        super().__init__(learning_rate, beta_1, beta_2, epsilon, amsgrad, weight_decay, **options)
 
 
 class Adagrad(Optimizer, adagrad.Adagrad):
@@ -348,6 +401,8 @@ class RMSprop(Optimizer, rmsprop.RMSprop):
         epsilon: inside the root; not negative, may be 0.
         centered: divide by the standard deviation instead of the root of the mean square.
         weight_decay: see `Optimizer`.
+        ema_overwrite_frequency: see `Optimizer`; with `use_ema` the variables are set to their averages every
+            hundred updates unless None is given, which is Keras' default for RMSprop alone.
         options: those of `Optimizer`.
     """
 
@@ -361,10 +416,18 @@ class RMSprop(Optimizer, rmsprop.RMSprop):
         epsilon: Any = 1e-7,
         centered: bool = False,
         weight_decay: float | None = None,
+        ema_overwrite_frequency: int | None = 100,
         **options: Any,
     ) -> None:
         super().__init__(
-            learning_rate, rho, momentum, epsilon, centered, weight_decay=weight_decay, **options
+            learning_rate,
+            rho,
+            momentum,
+            epsilon,
+            centered,
+            weight_decay=weight_decay,
+            ema_overwrite_frequency=ema_overwrite_frequency,
+            **options,
         )
         self.epsilon = epsilon
         self.sparse = "all"
@@ -417,6 +480,38 @@ class Ftrl(Optimizer, ftrl.Ftrl):
             weight_decay=weight_decay,
             **options,
         )
+
+
+class Lion(Optimizer):
+    """`distopt.optimizers.Lion` with Keras' learning rate and averages of the weights.
+
+    Args:
+        learning_rate: number, schedule or callable; not negative.
+        beta_1: share of m in the direction, in (0, 1].
+        beta_2: decay of m, in [0, 1).
+        weight_decay: see `Optimizer`.
+        options: those of `Optimizer`.
+    """
+
+    rule = lion.lion
+    slots = lion.Lion.slots
+    sparse = "all"
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.0001,
+        beta_1: Any = 0.9,
+        beta_2: Any = 0.99,
+        weight_decay: float | None = None,
+        **options: Any,
+    ) -> None:
+        hyperparameters = {"learning_rate": learning_rate, "beta_1": beta_1, "beta_2": beta_2}
+        super().__init__(weight_decay=weight_decay, hyperparameters=hyperparameters, **options)
+
+    def check(self, key: str, value: float) -> None:
+        """See `distopt.optimizers.Optimizer.check`."""
+        super().check(key, value)
+        lion.check_lion(key, value)
 
 
 def _is_count(value: Any) -> bool:

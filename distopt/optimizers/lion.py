@@ -9,7 +9,7 @@ from distopt.elementwise import decayed, elementwise, sign
 from distopt.optimizers.weight_decay import DecayConvention, DecoupledWeightDecay
 from distopt.variables import Variable
 
-__all__ = ["Lion", "lion"]
+__all__ = ["Lion", "check_lion", "lion"]
 
 
 @elementwise
@@ -80,9 +80,14 @@ class Lion(DecoupledWeightDecay):
     def check(self, key: str, value: float) -> None:
         """See `Optimizer.check`."""
         super().check(key, value)
-        if key == "beta_1" and not 0 < value <= 1:
-            raise ValueError(
-                f"`beta_1`={value} must be between ]0, 1]. Otherwise, the optimizer degenerates to SignSGD."
-            )
-        if key == "beta_2" and not 0 <= value < 1:
-            raise ValueError(f"beta_2 must be in [0, 1), got {value}; it is the decay rate of the momentum")
+        check_lion(key, value)
+
+
+def check_lion(key: str, value: float) -> None:
+    """Raise ValueError where a hyperparameter of Lion is out of range."""
+    if key == "beta_1" and not 0 < value <= 1:
+        raise ValueError(
+            f"`beta_1`={value} must be between ]0, 1]. Otherwise, the optimizer degenerates to SignSGD."
+        )
+    if key == "beta_2" and not 0 <= value < 1:
+        raise ValueError(f"beta_2 must be in [0, 1), got {value}; it is the decay rate of the momentum")

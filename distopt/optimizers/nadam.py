@@ -120,7 +120,7 @@ class Nadam(Optimizer):
 
     def _momentum_cache(self, dtype: Any) -> Variable:
         if self._product is None:
-            self._product = self.add_weight("momentum_cache", dtype=dtype, initializer="ones")
+            self._product = self.add_weight(f"{self._name}/momentum_cache", dtype=dtype, initializer="ones")
         return self._product
 
     def _create_slots(self, var_list: Sequence[Variable]) -> None:

@@ -18,6 +18,8 @@ from distopt.aggregators import Aggregator, GradientAggregator, Pair, Ticket
 from distopt.optimizers.hyperparameters import Hyperparameters
 from distopt.optimizers.recording import check_floating, check_pairs, record, with_gradient
 from distopt.optimizers.updates import Updates
+from distopt.schedules import deserialize
+from distopt.schedules.serialization import is_serialized
 from distopt.tape import GATE_GRAPH, GATE_NONE, GATE_OP, GradientTape, Tensor
 from distopt.tape.gates import checked_gate
 from distopt.variables import Variable
@@ -102,7 +104,7 @@ class Optimizer(Updates):
         self.gradient_aggregator = gradient_aggregator
         self.gradient_transformers = list(gradient_transformers or ())
         self._clip_limits = {key: kwargs.get(key) for key in _CLIPS}
-        self._clips = transforms.clips(**self._clip_limits)
+        self._clips = self._clips_for(self._clip_limits)
         self._warned_of: set[str] = set()
         self._looked_at_loss = False
         self._initial_decay = kwargs.get("decay") or 0.0
@@ -130,10 +132,14 @@ class Optimizer(Updates):
             self._set_hyper(name, value)
         elif key in _CLIPS:
             limits = {**self._clip_limits, key: value}
-            self._clips = transforms.clips(**limits)
+            self._clips = self._clips_for(limits)
             self._clip_limits = limits
         else:
             super().__setattr__(key, value)
+
+    def _clips_for(self, limits: Mapping[str, Any]) -> list[Callable[[list[Pair]], Iterable[Pair]]]:
+        """Return the clips for `clipvalue`, `clipnorm` and `global_clipnorm`, in the order they run in."""
+        return list(transforms.clips(**limits))
 
     def check(self, key: str, value: float) -> None:
         """Raise ValueError where a hyperparameter is out of range; subclasses extend it."""
@@ -185,8 +191,8 @@ class Optimizer(Updates):
         if "lr" in arguments:
             arguments["learning_rate"] = arguments.pop("lr")
         for key, value in arguments.items():
-            if isinstance(value, dict) and set(value) == {"class_name", "config"}:
-                arguments[key] = _schedule(value, custom_objects)
+            if is_serialized(value):
+                arguments[key] = deserialize(value, custom_objects)
         return cls(**arguments)
 
     def minimize(
@@ -437,12 +443,6 @@ def _check_arguments(kwargs: Mapping[str, Any], has_decay: bool) -> None:
             raise ValueError(f"Expected {key} >= 0, received: {value}")
     if kwargs.get("lr") is not None:
         warnings.warn("The `lr` argument is deprecated, use `learning_rate` instead.", stacklevel=4)
-
-
-def _schedule(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None) -> Any:
-    from distopt.schedules import deserialize
-
-    return deserialize(config, custom_objects)
 
 
 def _overridden(optimizer: Optimizer, name: str) -> bool:

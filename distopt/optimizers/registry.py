@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distopt.optimizers.optimizer import Optimizer
+from distopt.schedules.serialization import is_serialized
 
 __all__ = ["deserialize", "get", "serialize"]
 
@@ -24,18 +25,20 @@ def deserialize(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | N
     """Make the optimizer that `serialize` described; upper and lower case of its name don't matter.
 
     Args:
-        config: with the keys "class_name" and "config".
+        config: with the keys "class_name" and "config", and from Keras perhaps "module", which tells its
+            two dialects apart: of "keras.optimizers" are those in `keras_new`.
         custom_objects: optimizers and schedules of your own by the names of their classes.
 
     Raises:
         ValueError: `config` has other keys, or the class is not known.
     """
-    if set(config) != {"class_name", "config"}:
+    if not is_serialized(config):
         raise ValueError(
             f"a serialised optimizer has the keys 'class_name' and 'config', got {sorted(config)}."
         )
     name, own = config["class_name"], dict(custom_objects or {})
-    cls = own.get(name) or _by_name().get(str(name).lower())
+    prefix = "keras_new." if config.get("module") == "keras.optimizers" else ""
+    cls = own.get(name) or _by_name().get(f"{prefix}{name}".lower())
     if cls is None:
         raise ValueError(
             f"Unknown optimizer: {name}. Known are {', '.join(sorted(_classes()))}; pass custom_objects for "

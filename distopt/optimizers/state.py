@@ -50,7 +50,7 @@ class State:
             RuntimeError: set after it was created.
         """
         if self._iterations is None:
-            self._iterations = StepCounter()
+            self._iterations = StepCounter(name=f"{self._name}/iter")
             self._weights.insert(0, self._iterations)
         return self._iterations
 
@@ -61,7 +61,7 @@ class State:
                 "Cannot set `iterations` to a new Variable after the Optimizer weights have been created. "
                 f"Use iterations.assign({value!s}) to change its value."
             )
-        counter = value if isinstance(value, Variable) else StepCounter(value)
+        counter = value if isinstance(value, Variable) else StepCounter(value, f"{self._name}/iter")
         if counter.dtype.kind not in "iu" or counter.shape:
             raise ValueError(f"iterations must be an integer variable without axes, got {counter!r}")
         self._iterations = counter

@@ -53,7 +53,7 @@ class ExponentialDecay(LearningRateSchedule):
     def __call__(self, step: SupportsFloat) -> float:
         """Return the learning rate at `step`."""
         progress = _progress(float(step), self.decay_steps, self.staircase)
-        return self.initial_learning_rate * self.decay_rate**progress
+        return self.initial_learning_rate * _power(self.decay_rate, progress)
 
 
 @serializable
@@ -215,6 +215,14 @@ class PiecewiseConstantDecay(LearningRateSchedule):
     def __call__(self, step: SupportsFloat) -> float:
         """Return the learning rate at `step`."""
         return self.values[bisect_left(self.boundaries, float(step))]
+
+
+def _power(base: float, exponent: float) -> float:
+    """Return the power, infinity where Python's raises OverflowError: a rate that grows without end."""
+    try:
+        return float(base) ** float(exponent)
+    except OverflowError:
+        return math.inf
 
 
 def _progress(step: float, period: float, staircase: bool) -> float:

@@ -35,7 +35,8 @@ def deserialize(
     """Make the schedule that `serialize` described.
 
     Args:
-        config: what `serialize` returned.
+        config: what `serialize` returned, here or in Keras; "module" and "registered_name", which are in
+            those of Keras 2.11 and later, say nothing.
         custom_objects: classes of your own by name; they come before those of this package, for
             schedules within the schedule too.
 
@@ -61,5 +62,6 @@ def deserialize(
 
 
 def is_serialized(value: Any) -> bool:
-    """Tell whether a value has the form that `serialize` gives."""
-    return isinstance(value, Mapping) and set(value) == {"class_name", "config"}
+    """Tell whether a value has the form that `serialize` gives, here or in Keras 2.11 and later."""
+    needed = {"class_name", "config"}
+    return isinstance(value, Mapping) and needed <= set(value) <= needed | {"module", "registered_name"}

@@ -99,7 +99,7 @@ def make_or_share(
     if name in graph.shared:
         if reuse is False and not graph.is_remade(name):
             raise ValueError(
-                f"variable {name!r} already exists, disallowed. Did you mean to set reuse=True or "
+                f"Variable {name} already exists, disallowed. Did you mean to set reuse=True or "
                 "reuse=AUTO_REUSE in the variable_scope?"
             )
         _check_shared(graph.variables[name], dimensions, dtype)
@@ -109,7 +109,7 @@ def make_or_share(
         return graph.variables[name]
     if reuse is True:
         raise ValueError(
-            f"variable {name!r} does not exist, or was not created with get_variable(). "
+            f"Variable {name} does not exist, or was not created with get_variable(). "
             "Did you mean to set reuse=AUTO_REUSE in the variable_scope?"
         )
     if name in graph.variables:
@@ -253,12 +253,12 @@ def _check_shared(variable: Variable, shape: tuple[int | None, ...] | None, dtyp
     """Raise ValueError if a variable that is to be shared isn't what was asked for."""
     if shape is not None and not _fits(shape, variable.shape):
         raise ValueError(
-            f"trying to share variable {variable.name!r}, but specified shape {shape} and found "
+            f"Trying to share variable {variable.name}, but specified shape {shape} and found "
             f"shape {variable.shape}."
         )
     if dtype != variable.dtype:
         raise ValueError(
-            f"trying to share variable {variable.name!r}, but specified dtype {dtype} and found "
+            f"Trying to share variable {variable.name}, but specified dtype {dtype} and found "
             f"dtype {variable.dtype}."
         )
 

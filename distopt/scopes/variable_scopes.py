@@ -257,10 +257,12 @@ def variable_scope(
             raise TypeError("a variable_scope without a name needs a default_name; got None for both.")
         if reuse:
             raise ValueError(
-                f"reuse={reuse} cannot be used without a name: default_name {default_name!r} is "
-                "made unique, so there is nothing to reuse under it."
+                f"reuse=True cannot be used without a name_or_scope: default_name {default_name!r} is made "
+                f"unique, so there is nothing to reuse under it (reuse is {reuse})."
             )
-        name_or_scope = _unique_scope_name(graph, outer, default_name)
+        name_or_scope, opens = _unique_scope_name(graph, outer, default_name), default_name
+    else:
+        opens = name_or_scope  # the name scope makes its own name unique
     if isinstance(name_or_scope, VariableScope):
         base, name = name_or_scope, name_or_scope.name
     elif isinstance(name_or_scope, str):
@@ -270,7 +272,7 @@ def variable_scope(
     else:
         raise TypeError(f"variable_scope takes a string or a VariableScope, got {name_or_scope!r}.")
     counts = _count_opening(graph, name)
-    with _opened_name_scope(graph, name_or_scope) as original_name_scope:
+    with _opened_name_scope(graph, opens) as original_name_scope:
         graph.variable_scope = VariableScope(
             reuse or base.reuse,
             name,

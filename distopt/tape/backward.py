@@ -171,7 +171,7 @@ def _plan(
     """Return the nodes between sources and targets, latest first, and how often each source is used."""
     tape, stops = walk.tape, walk.stops
     reachable: dict[int, Node] = {}
-    pending = [t.node for t in targets if isinstance(t, Tensor) and t.node is not None]
+    pending = [t.node for t in targets if isinstance(t, Tensor) and t.node is not None and id(t) not in stops]
     while pending:
         node = pending.pop()
         if id(node) in reachable or (tape is not None and not tape.holds(node)):

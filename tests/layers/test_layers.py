@@ -93,7 +93,7 @@ def test_names_of_functions_are_made_unique_unless_they_are_given():
     assert len(scopes.trainable_variables()) == 4
     with pytest.raises(ValueError, match="cannot be used without a name"):
         layers.dense(x, 2, reuse=True)
-    with pytest.raises(ValueError, match="'new/weights' does not exist"):
+    with pytest.raises(ValueError, match="Variable new/weights does not exist"):
         layers.dense(x, 2, name="new", reuse=True)
 
 

@@ -75,7 +75,7 @@ def test_two_objects_cannot_have_one_name_even_where_variables_are_reused(graph)
 def test_a_function_does_not_take_over_the_variables_of_an_object(graph):
     with graph.step():
         layers.Dense(1, name="d")(_X)
-    with graph.step(), pytest.raises(ValueError, match="'d/weights' already exists"):
+    with graph.step(), pytest.raises(ValueError, match="Variable d/weights already exists"):
         layers.dense(_X, 1, name="d")
 
 
@@ -99,7 +99,7 @@ def test_an_object_works_in_steps_and_inside_a_reused_scope(graph):
 def test_an_object_makes_its_variables_where_a_function_would_have_to_reuse():
     with scopes.variable_scope("s", reuse=True):
         assert layers.Dense(1, name="d")(_X).shape == (1, 1)
-        with pytest.raises(ValueError, match="'s/e/weights' does not exist"):
+        with pytest.raises(ValueError, match="Variable s/e/weights does not exist"):
             layers.dense(_X, 1, name="e")
 
 

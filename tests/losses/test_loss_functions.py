@@ -72,6 +72,15 @@ def test_impossible_probabilities_have_a_finite_loss():
     assert float(found.numpy()[0]) == pytest.approx(-LOG(1e-7))
 
 
+def test_certain_float32_probabilities_lose_what_they_lose_in_keras():
+    # tf.keras.losses.BinaryCrossentropy(reduction="none") in TensorFlow 2.15.1. 1 - 1e-7 is rounded to
+    # 1 - 2**-23, so being wrong costs less by certain ones than by certain zeros.
+    true = np.array([[0.0], [1.0], [0.0], [1.0]], "f4")
+    chance = np.array([[1.0], [0.0], [0.0], [1.0]], "f4")
+    found = listed(losses.binary_crossentropy(true, chance))
+    assert found == pytest.approx([15.33323860168457, 15.424948692321777, 0.0, 0.0], rel=1e-6)
+
+
 def test_label_smoothing():
     found = losses.binary_crossentropy([[1.0]], np.array([[0.8]]), label_smoothing=0.2)
     assert listed(found) == pytest.approx([-0.9 * LOG(0.8) - 0.1 * LOG(0.2)], rel=1e-6)

@@ -9,20 +9,20 @@ import numpy as np
 
 from distopt.variables import IndexedSlices, Variable
 
-_FILE = Path(__file__).parent.parent / "data" / "tensorflow_cases.json.gz"
+_DATA = Path(__file__).parent.parent / "data"
 
 
 @functools.cache
-def recorded():
-    """Return the whole file; its "format" says what is in it."""
-    return json.loads(gzip.decompress(_FILE.read_bytes()))
+def recorded(file="tensorflow_cases"):
+    """Return a whole file; its "format" says what is in it."""
+    return json.loads(gzip.decompress((_DATA / f"{file}.json.gz").read_bytes()))
 
 
-def cases(style, *optimizers):
+def cases(style, *optimizers, file="tensorflow_cases"):
     """Return the recorded cases of a style ("tf1", "keras_v2" ...), of some optimizers or of all."""
     return [
         c
-        for c in recorded()["cases"]
+        for c in recorded(file)["cases"]
         if c["style"] == style and c["optimizer"] in (optimizers or [c["optimizer"]])
     ]
 
@@ -45,8 +45,12 @@ def replay(case, optimizer, apply=None):
     }
     close = functools.partial(np.testing.assert_allclose, rtol=case["rtol"], atol=case["atol"])
     for step, given in enumerate(case["grads"][: case["steps"]], 1):
+        for key, value in case.get("set", {}).get(str(step), {}).items():
+            setattr(optimizer, key, value)
         pairs = [(gradient(entry, case["dtype"]), variables[name]) for name, entry in given.items()]
         (apply or optimizer.apply_gradients)(pairs)
+        if "iterations" in case:
+            assert optimizer.iterations == case["iterations"][step - 1]
         for name, expected in case["expected_vars_after"].get(str(step), {}).items():
             close(variables[name].numpy(), expected, err_msg=f"{case['name']}: {name} after step {step}")
     for name, slots in case.get("expected_slots_final", {}).items():

@@ -171,7 +171,7 @@ def test_weights_are_the_count_then_slot_by_slot():
     assert optimizer.get_weights() == []
     optimizer.apply_gradients([(np.ones(1), a), (np.ones((1, 1)), b)])
     assert [w.name for w in optimizer.weights] == [
-        "iter",
+        "Adam/iter",
         *(f"Adam/{v}/{s}" for s in ("m", "v", "vhat") for v in "ab"),
     ]
     assert optimizer.get_slot_names() == ["m", "v", "vhat"]

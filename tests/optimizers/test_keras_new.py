@@ -124,7 +124,7 @@ def test_decay_and_averages_work_in_all_and_survive_a_checkpoint(name):
 
 
 @pytest.mark.parametrize("name", NEW)
-@pytest.mark.parametrize("arguments", [{"decay": 0.5}, {"lr": 0.5}, {"rate": 0.5}])
+@pytest.mark.parametrize("arguments", [{"lr": 0.5}, {"rate": 0.5}])
 def test_arguments_that_keras_dropped_are_unknown(name, arguments):
     with pytest.raises(TypeError, match="Unexpected keyword argument"):
         make(name, **arguments)
@@ -158,3 +158,83 @@ def test_the_name_is_the_class_unless_given():
     assert keras_new.RMSprop(name="mine").get_config()["name"] == "mine"
     with pytest.raises(ValueError, match="specify the optimizer name"):
         keras_new.SGD(name="")
+
+
+def test_zero_is_no_clip_and_the_first_given_clip_acts_alone():
+    # Keras 2.15's order: clipnorm, global_clipnorm, clipvalue. |(3, 4)| = 5.
+    def step(**clips):
+        w = after(keras_new.SGD(1.0, **clips), [3.0, 4.0], start=[0.0, 0.0])
+        return (-w.numpy()).round(12).tolist()
+
+    assert step(clipnorm=0.0) == step(clipvalue=0.0) == step(global_clipnorm=0.0) == [3.0, 4.0]
+    assert step(clipnorm=1.0, clipvalue=0.5) == [0.6, 0.8]
+    assert step(global_clipnorm=1.0, clipvalue=0.5) == [0.6, 0.8]
+    assert step(clipnorm=0.0, clipvalue=0.5) == [0.5, 0.5]
+    optimizer = keras_new.SGD(1.0, clipvalue=0.5)
+    optimizer.clipvalue = 2.0
+    assert after(optimizer, [3.0, 1.0], start=[0.0, 0.0]).numpy().tolist() == [-2.0, -1.0]
+
+
+def test_rmsprop_alone_overwrites_every_hundred_updates_by_default():
+    assert keras_new.RMSprop().ema_overwrite_frequency == 100
+    assert keras_new.RMSprop(ema_overwrite_frequency=None).ema_overwrite_frequency is None
+    others = [make(name).ema_overwrite_frequency for name in NEW if not name.endswith("RMSprop")]
+    assert others == [None] * 9
+
+
+def test_configurations_have_keras_keys():
+    # The keys of tf.keras.optimizers.*.get_config() in Keras 2.15.
+    common = {
+        "name",
+        "weight_decay",
+        "clipnorm",
+        "global_clipnorm",
+        "clipvalue",
+        "use_ema",
+        "ema_momentum",
+        "ema_overwrite_frequency",
+        "jit_compile",
+        "is_legacy_optimizer",
+        "learning_rate",
+    }
+    adam = {"beta_1", "beta_2", "epsilon"}
+    own = {
+        "SGD": {"momentum", "nesterov"},
+        "Adam": adam | {"amsgrad"},
+        "AdamW": adam | {"amsgrad"},
+        "Adamax": adam,
+        "Nadam": adam,
+        "Lion": {"beta_1", "beta_2"},
+        "Adagrad": {"initial_accumulator_value", "epsilon"},
+        "Adadelta": {"rho", "epsilon"},
+        "RMSprop": {"rho", "momentum", "epsilon", "centered"},
+    }
+    for name, keys in own.items():
+        config = getattr(keras_new, name)().get_config()
+        assert set(config) == common | keys, name
+        assert (config["clipnorm"], config["clipvalue"], config["is_legacy_optimizer"]) == (None, None, False)
+
+
+def test_adamw_and_lion_have_the_defaults_of_keras():
+    config = keras_new.AdamW().get_config()
+    assert (config["learning_rate"], config["weight_decay"], config["epsilon"]) == (0.001, 0.004, 1e-7)
+    assert keras_new.AdamW(0.5, 0.25).get_config()["weight_decay"] == 0.25
+    with pytest.raises(ValueError, match="Missing value of `weight_decay`"):
+        keras_new.AdamW(weight_decay=None)
+    config = keras_new.Lion().get_config()
+    assert (config["learning_rate"], config["weight_decay"], config["beta_2"]) == (0.0001, None, 0.99)
+    with pytest.raises(ValueError, match=r"`beta_1`=0.0 must be between \]0, 1\]"):
+        keras_new.Lion(beta_1=0.0)
+
+
+def test_adamw_takes_epsilon_0_and_averages():
+    # Adam's first step with epsilon 0 is lr * sign(g): w = 2 - 0.5 * 0.25 * 2 - 0.5; average of 2 and that.
+    optimizer = keras_new.AdamW(0.5, 0.25, epsilon=0.0, use_ema=True, ema_momentum=0.5)
+    w = after(optimizer, 3.0, start=2.0)
+    assert float(w) == pytest.approx(1.25, rel=1e-12)
+    assert float(optimizer.get_slot(w, "average")) == pytest.approx(1.625, rel=1e-12)
+
+
+def test_decay_is_refused_with_the_way_out():
+    with pytest.raises(ValueError, match=r"decay is deprecated in the new Keras .*optimizers\.Adam$"):
+        keras_new.Adam(decay=0.1)

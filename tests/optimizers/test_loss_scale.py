@@ -224,7 +224,7 @@ def test_slots_and_weights_are_the_inner_optimizers_after_scale_and_counter():
     assert [w.name for w in optimizer.weights] == [
         "current_loss_scale",
         "good_steps",
-        "iter",
+        "SGD/iter",
         "SGD/w/momentum",
     ]
     assert [float(w) for w in optimizer.get_weights()] == pytest.approx([32768, 1, 1, -0.2])

@@ -90,7 +90,7 @@ def test_a_name_of_ones_own_is_that_of_the_scope():
     _, step, loss = make_loss()
     train_op = optimize_loss(loss, step, 0.1, "SGD", name="head")
     assert train_op.learning_rate.name == "head/learning_rate"
-    with pytest.raises(ValueError, match="'head/learning_rate' already exists"):
+    with pytest.raises(ValueError, match="Variable head/learning_rate already exists"):
         optimize_loss(loss, step, 0.1, "SGD", name="head")
 
 

@@ -92,7 +92,10 @@ def test_keras_hooks_are_called_with_the_steps_numbers():
     assert float(w) == pytest.approx(0.75)
     optimizer.apply_gradients([(2.0, w)])
     assert float(w) == pytest.approx(0.5875)
-    assert [weight.name for weight in optimizer.weights] == ["iter", "PortedMomentum/Variable/velocity"]
+    assert [weight.name for weight in optimizer.weights] == [
+        "PortedMomentum/iter",
+        "PortedMomentum/Variable/velocity",
+    ]
     assert optimizer.get_config() == {
         "name": "PortedMomentum",
         "learning_rate": 0.1,

@@ -25,3 +25,4 @@ def test_addons(case):
 @pytest.mark.parametrize("case", cases("keras_new_2.15", "AdamW", "Lion"), ids=lambda case: case["name"])
 def test_new_keras(case):
     replay(case, getattr(optimizers, case["optimizer"])(**case["kwargs"]))
+    replay(case, getattr(optimizers.keras_new, case["optimizer"])(**case["kwargs"]))

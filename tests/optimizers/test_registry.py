@@ -85,3 +85,55 @@ def test_wrong_identifiers_are_refused():
         optimizers.get({"name": "adam"})
     with pytest.raises(TypeError, match=r"arguments \(learning_rate\) go with an optimizer's name"):
         optimizers.get(optimizers.SGD(0.1), learning_rate=0.1)
+
+
+def test_what_keras_serialised_is_read():
+    # tf.keras.optimizers.serialize in TensorFlow 2.15.1, of Adam(CosineDecay(0.1, 5)) and legacy.SGD(0.5).
+    rate = {
+        "module": "keras.optimizers.schedules",
+        "class_name": "CosineDecay",
+        "config": {
+            "initial_learning_rate": 0.1,
+            "decay_steps": 5,
+            "alpha": 0.0,
+            "name": None,
+            "warmup_target": None,
+            "warmup_steps": 0,
+        },
+        "registered_name": None,
+    }
+    new = {
+        "module": "keras.optimizers",
+        "class_name": "Adam",
+        "config": {
+            "name": "Adam",
+            "weight_decay": None,
+            "clipnorm": None,
+            "global_clipnorm": None,
+            "clipvalue": None,
+            "use_ema": False,
+            "ema_momentum": 0.99,
+            "ema_overwrite_frequency": None,
+            "jit_compile": False,
+            "is_legacy_optimizer": False,
+            "learning_rate": rate,
+            "beta_1": 0.9,
+            "beta_2": 0.999,
+            "epsilon": 1e-07,
+            "amsgrad": False,
+        },
+        "registered_name": None,
+    }
+    made = optimizers.deserialize(new)
+    assert type(made) is keras_new.Adam
+    assert made.learning_rate == CosineDecay(0.1, 5)
+    assert made.get_config() == new["config"] | {
+        "learning_rate": {"class_name": "CosineDecay", "config": rate["config"]}
+    }
+    legacy = {
+        "module": "keras.optimizers.legacy",
+        "class_name": "SGD",
+        "config": {"name": "SGD", "learning_rate": 0.5, "decay": 0.0, "momentum": 0.0, "nesterov": False},
+        "registered_name": None,
+    }
+    assert type(optimizers.deserialize(legacy)) is optimizers.SGD

@@ -256,3 +256,10 @@ def test_wrong_arguments_are_refused_with_their_value(make, message):
 def test_no_boundaries_are_an_index_error_as_in_tensorflow():
     with pytest.raises(IndexError, match="boundaries must not be empty"):
         schedules.PiecewiseConstantDecay([], [1.0])
+
+
+def test_a_rate_that_grows_beyond_all_numbers_is_infinite():
+    # TensorFlow 2.15.1 gives inf from 1e38 on, where its float32 ends.
+    for base in (2.0, 2):
+        assert schedules.ExponentialDecay(0.5, 1, base, staircase=True)(1024) == math.inf
+        assert schedules.ExponentialDecay(0.5, 1, base)(1000) == 2.0**999

@@ -32,7 +32,7 @@ def test_rules_of_reuse_hold_within_each_step(graph):
     for _ in range(2):
         with graph.step():
             first = get_variable("w", [1])
-            with pytest.raises(ValueError, match="'w' already exists, disallowed"):
+            with pytest.raises(ValueError, match="Variable w already exists, disallowed"):
                 get_variable("w", [1])
             assert get_variable("w", [1], reuse=True) is first
 

@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 
 from distopt import initializers, regularizers, scopes
-from distopt.scopes import AUTO_REUSE, Graph, GraphKeys, get_variable, variable_scope
+from distopt.scopes import (
+    AUTO_REUSE,
+    Graph,
+    GraphKeys,
+    get_name_scope,
+    get_variable,
+    name_scope,
+    variable_scope,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -19,12 +27,12 @@ def test_names_are_prefixed_by_the_scopes():
 
 def test_a_second_variable_of_a_name_is_refused():
     get_variable("w", [1])
-    with pytest.raises(ValueError, match="'w' already exists, disallowed"):
+    with pytest.raises(ValueError, match="Variable w already exists, disallowed"):
         get_variable("w", [1])
 
 
 def test_reuse_of_a_missing_variable_is_refused():
-    with pytest.raises(ValueError, match="'a/w' does not exist"), variable_scope("a", reuse=True):
+    with pytest.raises(ValueError, match="Variable a/w does not exist"), variable_scope("a", reuse=True):
         get_variable("w", [1])
 
 
@@ -50,7 +58,7 @@ def test_auto_reuse_makes_or_returns():
 @pytest.mark.parametrize("shape", [[3], [2, 3], [], 3])
 def test_reuse_with_another_shape_is_refused(shape):
     get_variable("w", [2])
-    with pytest.raises(ValueError, match=r"share variable 'w', but specified shape .* \(2,\)"):
+    with pytest.raises(ValueError, match=r"share variable w, but specified shape .* \(2,\)"):
         get_variable("w", shape, reuse=AUTO_REUSE)
 
 
@@ -275,7 +283,7 @@ def test_a_name_with_a_colon_is_refused():
 
 def test_get_variable_does_not_return_or_shadow_a_new_variable():
     scopes.new_variable(1.0, name="w")
-    with pytest.raises(ValueError, match="'w' does not exist, or was not created with get_var"):
+    with pytest.raises(ValueError, match="Variable w does not exist, or was not created with get_var"):
         get_variable("w", [], reuse=True)
     with pytest.raises(ValueError, match="Give one of the two another name"):
         get_variable("w", [])
@@ -358,3 +366,13 @@ def test_a_local_variable_is_neither_trained_nor_global_nor_penalised():
     assert scopes.get_regularization_losses() == []
     own = scopes.get_local_variable("own", [], collections=["own"])
     assert scopes.get_collection("own") == [own]
+
+
+def test_a_default_name_is_made_unique_apart_for_variables_and_for_the_name_scope():
+    # TensorFlow 2.15.1: variable_scope(None, "a") below name_scope("n"), after variable_scope("a") above it.
+    with variable_scope("a"):
+        pass
+    with name_scope("n"), variable_scope(None, "a") as scope:
+        assert (scope.name, get_name_scope()) == ("a_1", "n/a")
+    with variable_scope(None, "a") as scope:
+        assert (scope.name, get_name_scope()) == ("a_2", "a_1")

@@ -113,6 +113,17 @@ def test_partial_derivatives_by_stop_gradients():
         assert _floats(gradients(y, [a, b])) == [3.0, 1.0]
 
 
+def test_a_stopped_target_has_a_gradient_by_itself_alone():
+    # tf.gradients([y], [x, y], stop_gradients=[y]) in TensorFlow 2.15.1: [None, 1.0].
+    x = Variable(2.0)
+    with GradientTape():
+        y = x * x
+        z = y * 3.0
+    by_x, by_y = gradients([y], [x, y], stop_gradients=[y])
+    assert (by_x, float(by_y)) == (None, 1.0)
+    assert gradients([y, z], [x], stop_gradients=[y]) == [None]
+
+
 def test_the_record_can_be_asked_again_after_the_block():
     x = Variable(3.0)
     with GradientTape() as tape:
