@@ -173,7 +173,7 @@ class Optimizer(engine.Optimizer):
 
         Raises:
             ValueError: no pairs, no variable with a gradient, or a shape that differs from its variable's.
-            NotImplementedError: a Tensor where a variable should be.
+            NotImplementedError: a Tensor or something else where a variable should be.
             TypeError: a pair is no pair, or a gradient is no array.
             RuntimeError: a variable with a constraint has a sparse gradient.
         """
@@ -226,8 +226,9 @@ class _Counted:
     def __iter__(self) -> Any:
         for pair in self._pairs:
             self.count += 1
-            if isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], Tensor):
-                raise NotImplementedError(f"Trying to update a Tensor {pair[1]!r:.60}; pass the variable")
+            if isinstance(pair, tuple | list) and len(pair) == 2 and not isinstance(pair[1], Variable):
+                what = "update a Tensor" if isinstance(pair[1], Tensor) else "optimize unsupported type"
+                raise NotImplementedError(f"Trying to {what} {pair[1]!r:.60}; pass (gradient, variable)")
             yield pair
 
 
