@@ -12,6 +12,7 @@ from distopt.tape import GradientTape, Tensor
 from distopt.variables import Operand, Variable
 
 __all__ = [
+    "NoGradientsError",
     "check_floating",
     "check_operands",
     "check_pairs",
@@ -20,6 +21,19 @@ __all__ = [
     "with_gradient",
     "without_repeats",
 ]
+
+
+class NoGradientsError(ValueError):
+    """No variable has a gradient.
+
+    Attributes:
+        hint: the variables' names, and what may be wrong.
+    """
+
+    def __init__(self, variables: Iterable[Variable]) -> None:
+        names = ", ".join(repr(variable.name) for variable in variables)
+        self.hint = f"{names}. The loss does not depend on them, or was computed outside the tape."
+        super().__init__(f"No gradients provided for any variable: {self.hint}")
 
 
 def record(
@@ -115,15 +129,11 @@ def with_gradient(pairs: list[Pair]) -> list[Pair]:
     """Return the pairs that have a gradient.
 
     Raises:
-        ValueError: none has.
+        NoGradientsError: none has.
     """
     kept = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
     if not kept:
-        names = ", ".join(repr(variable.name) for _, variable in pairs)
-        raise ValueError(
-            f"No gradients provided for any variable: {names}. The loss does not depend on them, or was "
-            "computed outside the tape."
-        )
+        raise NoGradientsError(variable for _, variable in pairs)
     return kept
 
 

@@ -209,7 +209,8 @@ def test_no_variables_and_no_gradients_are_errors_of_minimize_only():
     optimizer = tf1.GradientDescentOptimizer(1.0)
     with pytest.raises(ValueError, match=r"No variables to optimize\."):
         optimizer.compute_gradients(lambda: w * 2.0, [])
-    with pytest.raises(ValueError, match="No gradients provided for any variable"):
+    message = "^No gradients provided for any variable, check your graph .* 'apart'. The loss does not depend"
+    with pytest.raises(ValueError, match=message):
         optimizer.minimize(lambda: w * 2.0, var_list=[apart])
     assert optimizer.compute_gradients(lambda: w * 2.0, [apart]) == [(None, apart)]
 

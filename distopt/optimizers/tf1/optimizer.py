@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from distopt.aggregators import Pair
 from distopt.optimizers import optimizer as engine
-from distopt.optimizers.recording import check_floating, flattened
+from distopt.optimizers.recording import NoGradientsError, check_floating, flattened
 from distopt.scopes.graph import trainable_variables
 from distopt.scopes.variable_scopes import get_variable_scope
 from distopt.tape import Tensor, gradients
@@ -101,7 +101,13 @@ class Optimizer(engine.Optimizer):
             stream = self.compute_gradients(
                 loss, var_list, gate_gradients, aggregation_method, grad_loss=grad_loss
             )
-        return self.apply_gradients(stream, global_step, examples=examples)
+        try:
+            return self.apply_gradients(stream, global_step, examples=examples)
+        except NoGradientsError as error:
+            raise ValueError(
+                "No gradients provided for any variable, check your graph for operations without gradients "
+                f"between the loss and the variables {error.hint}"
+            ) from None
 
     def compute_gradients(  # type: ignore[override]
         self,
