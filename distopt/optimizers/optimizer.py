@@ -16,7 +16,7 @@ import numpy as np
 from distopt import ops, transforms
 from distopt.aggregators import Aggregator, GradientAggregator, Pair, Ticket
 from distopt.optimizers.hyperparameters import Hyperparameters
-from distopt.optimizers.recording import check_floating, check_pairs, record, with_gradient
+from distopt.optimizers.recording import check_floating, check_pairs, flattened, record, with_gradient
 from distopt.optimizers.updates import Updates
 from distopt.schedules import deserialize
 from distopt.schedules.serialization import is_serialized
@@ -229,13 +229,17 @@ class Optimizer(Updates):
             `iterations` after the update.
 
         Raises:
-            ValueError: no variables, or none has a gradient; a Tensor loss without a tape; an unknown
-                `gate_gradients` or `aggregation_method`.
+            ValueError: no variables, something else among them, or none has a gradient; a Tensor loss
+                without a tape; an unknown `gate_gradients` or `aggregation_method`.
             TypeError: the loss is neither callable nor a Tensor.
         """
         del name
         if var_list is None:
             raise ValueError("`var_list` is required: pass the variables to train, or a callable that does")
+        if not callable(var_list):
+            var_list = flattened(var_list)
+            for wrong in (v for v in var_list if not isinstance(v, Variable)):
+                raise ValueError(f"`var_list` must hold variables, got {wrong!r:.60} among them")
         stream = self._streamed(loss, var_list, grad_loss, tape, gate_gradients, aggregation_method)
         return self.apply_gradients(stream, examples=examples)
 

@@ -9,9 +9,31 @@ from distopt import ops
 from distopt.aggregators import Pair
 from distopt.scopes.graph import ensure_step
 from distopt.tape import GradientTape, Tensor
-from distopt.variables import Variable
+from distopt.variables import Operand, Variable
 
-__all__ = ["check_floating", "check_pairs", "flattened", "record", "with_gradient", "without_repeats"]
+__all__ = [
+    "NoGradientsError",
+    "check_floating",
+    "check_operands",
+    "check_pairs",
+    "flattened",
+    "record",
+    "with_gradient",
+    "without_repeats",
+]
+
+
+class NoGradientsError(ValueError):
+    """No variable has a gradient.
+
+    Attributes:
+        hint: the variables' names, and what may be wrong.
+    """
+
+    def __init__(self, variables: Iterable[Variable]) -> None:
+        names = ", ".join(repr(variable.name) for variable in variables)
+        self.hint = f"{names}. The loss does not depend on them, or was computed outside the tape."
+        super().__init__(f"No gradients provided for any variable: {self.hint}")
 
 
 def record(
@@ -36,7 +58,9 @@ def record(
         # Model code in the loss finds its variables again, and its collections hold this step's things.
         with ensure_step(), tape or GradientTape() as recording:
             if var_list is not None and not callable(var_list):
-                recording.watch(flattened(var_list))
+                var_list = flattened(var_list)
+                check_operands(var_list)
+                recording.watch(var_list)
             target = loss()
             if isinstance(target, Variable):  # no operation has read it yet
                 target = ops.identity(target)
@@ -56,7 +80,15 @@ def record(
     variables = flattened(var_list)
     if not variables:
         raise ValueError("No variables to optimize.")
+    check_operands(variables)
     return recording, target, variables
+
+
+def check_operands(variables: Iterable[Any]) -> None:
+    """Raise ValueError for what is neither a Variable nor a Tensor."""
+    for variable in variables:
+        if not isinstance(variable, Operand):
+            raise ValueError(f"`var_list` must hold variables, got {variable!r:.60} among them")
 
 
 def check_floating(what: str, value: Any) -> None:
@@ -97,15 +129,11 @@ def with_gradient(pairs: list[Pair]) -> list[Pair]:
     """Return the pairs that have a gradient.
 
     Raises:
-        ValueError: none has.
+        NoGradientsError: none has.
     """
     kept = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
     if not kept:
-        names = ", ".join(repr(variable.name) for _, variable in pairs)
-        raise ValueError(
-            f"No gradients provided for any variable: {names}. The loss does not depend on them, or was "
-            "computed outside the tape."
-        )
+        raise NoGradientsError(variable for _, variable in pairs)
     return kept
 
 

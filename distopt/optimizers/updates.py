@@ -16,7 +16,7 @@ import numpy as np
 from distopt.aggregators import Pair
 from distopt.backend import Array, namespace
 from distopt.elementwise import Rule
-from distopt.optimizers.recording import without_repeats
+from distopt.optimizers.recording import check_floating, without_repeats
 from distopt.optimizers.slots import arena_runs
 from distopt.optimizers.state import State
 from distopt.variables import IndexedSlices, Variable, dense_gradient, value_of
@@ -184,6 +184,7 @@ class Updates(State):
 
     def _checked(self, gradient: Any, variable: Variable) -> Any:
         """Return a gradient as an array or slices that fit the variable; nothing has changed yet."""
+        check_floating(f"variable {variable.name!r}", variable)
         gradient = value_of(gradient)
         if not isinstance(gradient, IndexedSlices):
             return gradient if gradient is variable.gradient else dense_gradient(gradient, variable)
@@ -197,7 +198,7 @@ class Updates(State):
                 f"the gradient of variable {variable.name!r} has rows of shape "
                 f"{gradient.values.shape[1:]}, the variable has {variable.shape[1:]}"
             )
-        values = variable.device.asarray(gradient.values, variable.dtype)
+        values = dense_gradient(gradient.values, variable, gradient.values.shape)
         return IndexedSlices(values, variable.device.asarray(gradient.indices), variable.shape)
 
     def _apply_dense(self, pairs: Sequence[Pair], scalars: _Scalars) -> None:

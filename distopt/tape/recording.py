@@ -52,11 +52,14 @@ class Recording:
         What has no floating dtype is accepted, and gets no gradient.
 
         Raises:
-            TypeError: it is neither (a NumPy array has no identity to follow: wrap it in `Tensor`).
+            ValueError: it is neither (a NumPy array has no identity to follow: wrap it in `Tensor`).
         """
         for leaf in leaves(tensor):
             if not isinstance(leaf, Operand):
-                raise TypeError(f"a tape watches Tensors and Variables, got {type(leaf).__name__}")
+                raise ValueError(
+                    f"Passed in object of type {type(leaf)}, not a Tensor or Variable, which is what a tape "
+                    "can watch; wrap an array in Tensor"
+                )
             self._watched[id(leaf)] = leaf
 
     def watched_variables(self) -> tuple[Variable, ...]:

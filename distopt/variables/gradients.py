@@ -19,23 +19,30 @@ def add_gradients(first: Any, second: Any) -> Any:
     return dense[0] + dense[1]
 
 
-def dense_gradient(gradient: Any, variable: Variable) -> Array:
+def dense_gradient(gradient: Any, variable: Variable, shape: tuple[int, ...] | None = None) -> Array:
     """Return a gradient as an array of its variable's shape, dtype and device; copies only if needed.
 
+    Args:
+        gradient: array, number, IndexedSlices, or a list of numbers.
+        variable: whose gradient it is.
+        shape: expected; None is the variable's.
+
     Raises:
-        TypeError: it is no array, number or IndexedSlices.
+        TypeError: it is no array, number or IndexedSlices, or complex.
         ValueError: its shape differs from the variable's.
     """
     given = value_of(gradient)
     given = given.to_dense() if isinstance(given, IndexedSlices) else given
     try:
+        if getattr(given, "dtype", variable.dtype).kind == "c":
+            raise TypeError("half of a complex gradient would be lost")
         array = variable.device.asarray(given, variable.dtype)
     except (TypeError, ValueError) as error:
         raise TypeError(
             "Gradient must be convertible to an array or IndexedSlices, or None; "
             f"for variable {variable.name!r} got {type(gradient).__name__}"
         ) from error
-    if array.shape != variable.shape:
+    if array.shape != (variable.shape if shape is None else shape):
         raise ValueError(
             f"the gradient of variable {variable.name!r} has shape {array.shape}, "
             f"the variable has {variable.shape}"

@@ -5,12 +5,12 @@ import logging
 import numpy as np
 import pytest
 
-from distopt import ops, scopes
-from distopt.optimizers import SGD, Adam
+from distopt import ops, regularizers, scopes
+from distopt.optimizers import SGD, Adam, tf1
 from distopt.schedules import ExponentialDecay, PiecewiseConstantDecay, exponential_decay
-from distopt.tape import GradientTape
+from distopt.tape import GradientTape, Tensor
 from distopt.transforms import AdaptiveClipping, GradientNoise
-from distopt.variables import Variable
+from distopt.variables import IndexedSlices, Variable
 
 
 def test_minimize_needs_variables_and_a_tape_for_a_tensor():
@@ -24,6 +24,17 @@ def test_minimize_needs_variables_and_a_tape_for_a_tensor():
         optimizer.minimize(loss, [w])
     optimizer.minimize(loss, [w], tape=tape)
     assert float(w) == -1.0
+
+
+@pytest.mark.parametrize("wrong", [np.ones(1), 3, None, "w", Tensor(np.float32(1.0))])
+def test_minimize_takes_variables_only(wrong):
+    w = Variable(1.0)
+    with pytest.raises(ValueError, match="`var_list` must hold variables, got"):
+        SGD(1.0).minimize(lambda: w * 2.0, [w, wrong])
+    if not isinstance(wrong, Tensor):
+        with pytest.raises(ValueError, match="`var_list` must hold variables, got"):
+            SGD(1.0).minimize(lambda: w * 2.0, lambda: [w, wrong])
+    assert float(w) == 1.0
 
 
 def test_a_list_is_watched_and_a_callable_list_is_not():
@@ -305,3 +316,27 @@ def test_a_loss_that_makes_its_variables_finds_them_again_in_the_next_step():
             optimizer.minimize(loss, scopes.trainable_variables)
             (w,) = scopes.trainable_variables()
             assert float(w) == expected
+
+
+@pytest.mark.parametrize("given", [np.complex64(1j), IndexedSlices(np.ones((1, 1), "c8"), [0], (2, 1))])
+def test_complex_gradients_and_integer_variables_are_refused_before_anything_changes(given):
+    w, table, count = Variable(1.0), Variable(np.ones((2, 1))), Variable(3, name="count")
+    optimizer = SGD(1.0, momentum=0.5)
+    target = table if isinstance(given, IndexedSlices) else w
+    with pytest.raises(TypeError, match="Gradient must be convertible"):
+        optimizer.apply_gradients([(1.0, Variable(1.0)), (given, target)])
+    with pytest.raises(ValueError, match="Invalid type int32 for variable 'count'"):
+        optimizer.apply_gradients([(1.0, w), (1, count)])
+    assert (float(w), int(count.value), optimizer.step) == (1.0, 3, 0)
+    assert optimizer.get_slot_names() == []
+
+
+def test_minimize_runs_no_update_operations_and_adds_no_penalties():
+    with scopes.Graph().as_default():
+        ran = []
+        scopes.add_to_collection(scopes.GraphKeys.UPDATE_OPS, lambda: ran.append("update"))
+        w = scopes.get_variable("w", initializer=4.0, regularizer=regularizers.l2_regularizer(1.0))
+        for optimizer in (SGD(1.0), tf1.GradientDescentOptimizer(1.0)):
+            optimizer.minimize(lambda: w * 1.0, var_list=[w])
+        assert (float(w), ran) == (2.0, [])
+        assert len(scopes.get_regularization_losses()) == 1

@@ -113,6 +113,21 @@ def test_the_sparse_hook_gets_every_row_once_in_the_order_of_appearance():
     assert table.numpy().ravel().tolist() == [-2.0, 0.0, 0.0, -5.0]
 
 
+def test_hooks_without_apply_state_are_called_without_it():
+    class Plain(Optimizer):
+        def _resource_apply_dense(self, grad, var):
+            var.assign_sub(grad)
+
+        def _resource_apply_sparse(self, grad, var, indices):
+            var.value[indices] -= grad
+
+    w, table = Variable(1.0), Variable(np.zeros((2, 1)))
+    slices = IndexedSlices([[1.0], [2.0]], [1, 1], (2, 1))
+    Plain("Plain").apply_gradients([(np.float32(3.0), w), (slices, table)])
+    assert float(w) == -2.0
+    assert table.numpy().ravel().tolist() == [0.0, -3.0]
+
+
 def test_ported_slots_are_saved_and_restored():
     w = Variable([1.0, 2.0], name="w")
     first = PortedMomentum(0.1)

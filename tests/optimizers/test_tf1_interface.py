@@ -1,10 +1,11 @@
 """minimize, compute_gradients and apply_gradients of TensorFlow 1: conditions, order, errors."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from distopt import ops, scopes
-from distopt.optimizers import tf1
+from distopt.optimizers import SGD, tf1
 from distopt.tape import GradientTape, Tensor
 from distopt.variables import Arena, IndexedSlices, Variable
 
@@ -132,7 +133,14 @@ _W = "a variable"
         ([(None, _W)], ValueError, "No gradients provided for any variable"),
         ([("text", _W)], TypeError, "Gradient must be convertible to an array or IndexedSlices, or None"),
         ([(1.0, Tensor(np.ones(())))], NotImplementedError, "Trying to update a Tensor"),
-        ([(1.0, np.ones(()))], TypeError, "applied to Variables, got ndarray"),
+        ([(1.0, np.ones(()))], NotImplementedError, r"Trying to optimize unsupported type array\(1"),
+        ([[1.0, None]], NotImplementedError, "Trying to optimize unsupported type None"),
+        (
+            [(1.0, _W), (1.0, Variable(3, name="count"))],
+            ValueError,
+            "Invalid type int32 for variable 'count'",
+        ),
+        ([(np.complex64(1j), _W)], TypeError, "Gradient must be convertible .* got complex64"),
         ([(1.0, _W, 3)], TypeError, "expected pairs of"),
         ([_W], TypeError, "expected pairs of"),
         ([(np.ones(3), _W)], ValueError, r"has shape \(3,\)"),
@@ -173,12 +181,36 @@ def test_integers_are_no_losses_and_no_upstream_gradients():
         optimizer.compute_gradients(rounded, [w])
 
 
+@pytest.mark.parametrize("wrong", [np.ones(1), 3, None, "w"])
+def test_only_variables_and_tensors_are_differentiated_by(wrong):
+    w = Variable(1.0)
+    for optimizer in (tf1.GradientDescentOptimizer(1.0), SGD(1.0)):
+        with pytest.raises(ValueError, match="`var_list` must hold variables, got"):
+            optimizer.compute_gradients(lambda: w * 2.0, [w, wrong])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_losses_may_have_every_floating_dtype(dtype):
+    w = Variable(np.array(3.0, dtype))
+    ((gradient, _),) = tf1.GradientDescentOptimizer(1.0).compute_gradients(
+        lambda: w * w, [w], colocate_gradients_with_ops=True, grad_loss=np.array(2.0, dtype)
+    )
+    assert (float(gradient), gradient.dtype) == (12.0, dtype)
+
+
+def test_without_any_trainable_variable_there_is_nothing_to_optimize():
+    fixed = Variable(1.0, trainable=False)
+    with pytest.raises(ValueError, match=r"No variables to optimize\."):
+        tf1.GradientDescentOptimizer(1.0).minimize(lambda: fixed * 2.0)
+
+
 def test_no_variables_and_no_gradients_are_errors_of_minimize_only():
     w, apart = Variable(1.0), Variable(1.0, name="apart")
     optimizer = tf1.GradientDescentOptimizer(1.0)
     with pytest.raises(ValueError, match=r"No variables to optimize\."):
         optimizer.compute_gradients(lambda: w * 2.0, [])
-    with pytest.raises(ValueError, match="No gradients provided for any variable"):
+    message = "^No gradients provided for any variable, check your graph .* 'apart'. The loss does not depend"
+    with pytest.raises(ValueError, match=message):
         optimizer.minimize(lambda: w * 2.0, var_list=[apart])
     assert optimizer.compute_gradients(lambda: w * 2.0, [apart]) == [(None, apart)]
 

@@ -24,7 +24,7 @@ def test_only_watched_things_are_recorded():
         tape.watch(counter)
         y = counter * 2
     assert tape.gradient(y, counter) is None
-    with pytest.raises(TypeError, match="Tensors and Variables, got ndarray"):
+    with pytest.raises(ValueError, match=r"Passed in object of type <class 'numpy\.ndarray'>, not a Tensor"):
         tape.watch(np.zeros(3))
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from distopt.aggregators import Pair
 from distopt.optimizers import optimizer as engine
-from distopt.optimizers.recording import check_floating, flattened
+from distopt.optimizers.recording import NoGradientsError, check_floating, flattened
 from distopt.scopes.graph import trainable_variables
 from distopt.scopes.variable_scopes import get_variable_scope
 from distopt.tape import Tensor, gradients
@@ -101,7 +101,13 @@ class Optimizer(engine.Optimizer):
             stream = self.compute_gradients(
                 loss, var_list, gate_gradients, aggregation_method, grad_loss=grad_loss
             )
-        return self.apply_gradients(stream, global_step, examples=examples)
+        try:
+            return self.apply_gradients(stream, global_step, examples=examples)
+        except NoGradientsError as error:
+            raise ValueError(
+                "No gradients provided for any variable, check your graph for operations without gradients "
+                f"between the loss and the variables {error.hint}"
+            ) from None
 
     def compute_gradients(  # type: ignore[override]
         self,
@@ -173,7 +179,7 @@ class Optimizer(engine.Optimizer):
 
         Raises:
             ValueError: no pairs, no variable with a gradient, or a shape that differs from its variable's.
-            NotImplementedError: a Tensor where a variable should be.
+            NotImplementedError: a Tensor or something else where a variable should be.
             TypeError: a pair is no pair, or a gradient is no array.
             RuntimeError: a variable with a constraint has a sparse gradient.
         """
@@ -226,8 +232,9 @@ class _Counted:
     def __iter__(self) -> Any:
         for pair in self._pairs:
             self.count += 1
-            if isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], Tensor):
-                raise NotImplementedError(f"Trying to update a Tensor {pair[1]!r:.60}; pass the variable")
+            if isinstance(pair, tuple | list) and len(pair) == 2 and not isinstance(pair[1], Variable):
+                what = "update a Tensor" if isinstance(pair[1], Tensor) else "optimize unsupported type"
+                raise NotImplementedError(f"Trying to {what} {pair[1]!r:.60}; pass (gradient, variable)")
             yield pair
 
 
