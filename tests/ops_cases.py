@@ -82,7 +82,7 @@ CASES = {
     ],
     "scatter_rows": [((_normal(3, 2),), {"indices": np.array([4, 0, 4]), "rows": 5})],
     "broadcast_to": [((_normal(3, 1),), {"shape": (2, 3, 4)}), ((_normal(),), {"shape": (2, 2)})],
-    "where": [
+    "select": [
         ((_normal(3, 4), _normal(4)), {"condition": np.arange(12).reshape(3, 4) % 5 < 2}),
         ((_normal(4), 0.5), {"condition": np.array([True, False, False, True])}),
     ],

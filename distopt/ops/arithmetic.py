@@ -6,7 +6,7 @@ from typing import Any
 
 from distopt.backend import namespace
 from distopt.ops.broadcasting import unbroadcast
-from distopt.ops.selection import where
+from distopt.ops.selection import select
 from distopt.tape import Context, primitive
 from distopt.variables import operators, value_of
 
@@ -95,8 +95,8 @@ def _(context: Context, upstream: Any) -> tuple[Any, Any]:
 
     def by_exponent() -> Any:
         positive = namespace(value_of(upstream)).asarray(value_of(a)) > 0
-        logarithm = log.alike(where.alike(a, 1, condition=positive))
-        return upstream * where.alike(context.output * logarithm, 0, condition=positive)
+        logarithm = log.alike(select.alike(a, 1, condition=positive))
+        return upstream * select.alike(context.output * logarithm, 0, condition=positive)
 
     return _for_both(context, a, b, by_base, by_exponent)
 

@@ -19,12 +19,15 @@ from distopt.variables import IndexedSlices, Operand, Variable, operators, value
 __all__ = [
     "broadcast_to",
     "concat",
+    "expand_dims",
     "gather",
     "identity",
     "reshape",
     "scatter_rows",
     "scatter_slice",
     "slice_of",
+    "squeeze",
+    "stack",
     "stop_gradient",
     "transpose",
 ]
@@ -202,3 +205,44 @@ operators.update(
     slice_of=slice_of,
     transpose=transpose,
 )
+
+
+def stack(values: Sequence[Any], axis: int = 0, *, name: str | None = None) -> Tensor:
+    """Return Tensors, arrays or numbers of one shape joined along a new axis.
+
+    Args:
+        values: at least one.
+        axis: where the new axis is.
+        name: of the result.
+
+    Raises:
+        ValueError: there are none, or their shapes differ.
+    """
+    shapes = {tuple(np.shape(value_of(value))) for value in values}
+    if len(shapes) != 1:
+        raise ValueError(f"stack needs values of one shape, got {sorted(shapes)}")
+    return concat(*(expand_dims(value, axis) for value in values), axis=axis, name=name)
+
+
+def expand_dims(x: Any, axis: int, *, name: str | None = None) -> Tensor:
+    """Return `x` with a new axis of length 1 at the place `axis`."""
+    shape = list(np.shape(value_of(x)))
+    shape.insert(axis if axis >= 0 else len(shape) + 1 + axis, 1)
+    return reshape(x if hasattr(x, "shape") else np.asarray(x, np.float32), shape=tuple(shape), name=name)
+
+
+def squeeze(x: Any, axis: int | Sequence[int] | None = None, *, name: str | None = None) -> Tensor:
+    """Return `x` without axes of length 1: those named, or all.
+
+    Raises:
+        ValueError: an axis that is named is longer.
+    """
+    shape = np.shape(value_of(x))
+    chosen = range(len(shape)) if axis is None else np.atleast_1d(axis) % len(shape)
+    if axis is not None and any(shape[place] != 1 for place in chosen):
+        raise ValueError(f"squeeze needs axes of length 1, got axis {axis} of shape {shape}")
+    left = tuple(n for place, n in enumerate(shape) if n != 1 or place not in chosen)
+    return reshape(x, shape=left, name=name)
+
+
+operators.update(stack=stack)

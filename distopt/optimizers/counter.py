@@ -34,11 +34,6 @@ class StepCounter(Variable):
             raise ValueError(f"a counter of updates must not start below 0, got {value}")
         super().__init__(np.int64(value), trainable=False, name=name, device=Device("cpu"))
 
-    def __int__(self) -> int:
-        return int(self.value)
-
-    __index__ = __int__
-
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Operand):
             return self is other

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from distopt.backend import Array, asnumpy
-from distopt.variables import Operand, Variable
+from distopt.variables import Operand, Variable, operators
 
 __all__ = [
     "Context",
@@ -194,7 +195,12 @@ class Primitive:
     """
 
     def __init__(self, forward: _Forward) -> None:
-        self.__doc__ = forward.__doc__
+        self.__doc__ = _without_context(forward.__doc__)
+        parameters = list(inspect.signature(forward).parameters.values())[1:]
+        self.__signature__ = inspect.Signature([*parameters, _NAME])
+        self._takes = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        self._options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        self._takes_any = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         self.__name__ = self.name = forward.__name__
         self.__module__ = forward.__module__
         self._forward = forward
@@ -237,8 +243,16 @@ class Primitive:
     def __call__(self, *inputs: Any, name: str | None = None, **options: Any) -> Tensor:
         """Compute on Tensors, Variables, arrays and numbers; leave a node on the tapes that watch them.
 
-        With a `name` the result gets it, below the name scope in force.
+        Options may be given by position too, after the operands; lists of numbers or Tensors become one
+        operand. With a `name` the result gets it, below the name scope in force.
+
+        Raises:
+            TypeError: more arguments than there are operands and options.
         """
+        if self._takes_any or len(inputs) > len(self._takes):
+            inputs = self._sorted_out(inputs, options)
+        if any(isinstance(i, list | tuple) for i in inputs):
+            inputs = tuple(_as_operand(i) if isinstance(i, list | tuple) else i for i in inputs)
         full_name = None if name is None else naming["full_name"](name)
         values = tuple(i.value if isinstance(i, Operand) else i for i in inputs)
         tapes = tuple(tape for tape in active.tapes if any(tape.watches(i) for i in inputs))
@@ -252,8 +266,55 @@ class Primitive:
         context.output = output
         return Tensor(output, Node(self, inputs, context, tapes), full_name)
 
+    def _sorted_out(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, ...]:
+        """Return the operands among positional arguments; the others go into `options`."""
+        if not self._takes_any:
+            operands, rest = inputs[: len(self._takes)], inputs[len(self._takes) :]
+        elif inputs and isinstance(inputs[0], list | tuple):  # a list of operands, as in TensorFlow
+            operands, rest = tuple(inputs[0]), inputs[1:]
+        else:
+            return inputs
+        free = [option for option in self._options if option not in options]
+        if len(rest) > len(free):
+            raise TypeError(
+                f"{self.name} takes the operands {', '.join(self._takes) or '...'} and the options "
+                f"{', '.join(self._options) or 'none'}; got {len(inputs)} arguments by position"
+            )
+        options.update(zip(free, rest, strict=False))
+        return operands
+
     def __repr__(self) -> str:
         return f"<primitive {self.name}>"
+
+
+_NAME = inspect.Parameter("name", inspect.Parameter.KEYWORD_ONLY, default=None)
+
+
+def _without_context(text: str | None) -> str | None:
+    """Return a docstring without the line about the context, which callers don't pass."""
+    lines = (text or "").splitlines()
+    return "\n".join(line for line in lines if line.strip() != "context: of the tape.") or None
+
+
+def _as_operand(values: Any) -> Any:
+    """Return a list of numbers as an array, one with Tensors in it as a Tensor they are stacked to.
+
+    Python numbers become float32 and int32, as for a `Variable`.
+    """
+    if any(isinstance(value, Operand) for value in _leaves(values)):
+        return operators["stack"]([_as_operand(v) if isinstance(v, list | tuple) else v for v in values])
+    array = np.asarray(values)
+    if any(hasattr(value, "dtype") for value in _leaves(values)):
+        return array
+    return array.astype({"f": np.float32, "i": np.int32}.get(array.dtype.kind, array.dtype))
+
+
+def _leaves(nested: Any) -> Iterator[Any]:
+    for item in nested:
+        if isinstance(item, list | tuple):
+            yield from _leaves(item)
+        else:
+            yield item
 
 
 def primitive(forward: _Forward) -> Primitive:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -78,6 +79,41 @@ class Operand:
     def __abs__(self) -> Any:
         return operators["absolute"](self)
 
+    # What is asked of values, without a record: as NumPy's arrays answer.
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
+
+    def __int__(self) -> int:
+        return int(self.value)
+
+    def __index__(self) -> int:
+        return operator.index(asnumpy(self.value)[()])
+
+    def __format__(self, specification: str) -> str:
+        return format(asnumpy(self.value)[()] if specification else str(self), specification)
+
+    def __round__(self, digits: int = 0) -> float:
+        return round(float(self.value), digits)
+
+    def __lt__(self, other: Any) -> Any:
+        return self.value < _plain(other)
+
+    def __le__(self, other: Any) -> Any:
+        return self.value <= _plain(other)
+
+    def __gt__(self, other: Any) -> Any:
+        return self.value > _plain(other)
+
+    def __ge__(self, other: Any) -> Any:
+        return self.value >= _plain(other)
+
+    def __mod__(self, other: Any) -> Any:
+        return self.value % _plain(other)
+
+    def __floordiv__(self, other: Any) -> Any:
+        return self.value // _plain(other)
+
     def __getitem__(self, key: Any) -> Any:
         return operators["slice_of"](self, key=key)
 
@@ -110,3 +146,7 @@ class Operand:
     def astype(self, dtype: Any) -> Any:
         """Return a Tensor with elements of another dtype."""
         return operators["cast"](self, dtype=dtype)
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Operand) else value

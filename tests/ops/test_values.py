@@ -113,7 +113,7 @@ def test_a_gradient_goes_back_through_a_cast_in_the_inputs_dtype():
 
 def test_where_takes_from_either_side():
     condition = np.array([True, False, True])
-    assert ops.where(np.array([1.0, 2.0, 3.0]), -1.0, condition=condition).numpy().tolist() == [1, -1, 3]
+    assert ops.where(condition, np.array([1.0, 2.0, 3.0]), -1.0).numpy().tolist() == [1, -1, 3]
 
 
 def test_broadcast_to_repeats():
