@@ -21,7 +21,7 @@ from distopt import (
     summaries,
     transforms,
 )
-from distopt.aggregators import AllReduce, Ticket
+from distopt.aggregators import AllReduce, Ticket, broadcast_variables
 from distopt.backend import Device
 from distopt.communicators import connect
 from distopt.optimizers import SGD, Adam, ExponentialMovingAverage, Optimizer
@@ -55,6 +55,7 @@ __all__ = [
     "Variable",
     "aggregators",
     "backend",
+    "broadcast_variables",
     "connect",
     "constraints",
     "data",

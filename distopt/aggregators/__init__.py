@@ -2,7 +2,16 @@
 
 from distopt.aggregators.aggregator import Aggregator, GradientAggregator, Pair
 from distopt.aggregators.allreduce import AllReduce
+from distopt.aggregators.broadcast import broadcast_variables
 from distopt.aggregators.replicas import combine_replicas
 from distopt.aggregators.ticket import Ticket
 
-__all__ = ["Aggregator", "AllReduce", "GradientAggregator", "Pair", "Ticket", "combine_replicas"]
+__all__ = [
+    "Aggregator",
+    "AllReduce",
+    "GradientAggregator",
+    "Pair",
+    "Ticket",
+    "broadcast_variables",
+    "combine_replicas",
+]

@@ -41,12 +41,18 @@ class AllReduce(Aggregator):
 
     Raises:
         ValueError: unknown reduction, or `bucket_bytes` below 1.
+        TypeError: `communicator` is none.
     """
 
     def __init__(
         self, communicator: Communicator, reduction: str = "mean", bucket_bytes: int = 4 << 20
     ) -> None:
         super().__init__()
+        given: Any = communicator
+        if not isinstance(given, Communicator):
+            raise TypeError(
+                f"AllReduce needs a communicator, such as distopt.connect() gives, got {given!r:.60}"
+            )
         if reduction not in ("sum", "mean"):
             raise ValueError(f"reduction must be 'sum' or 'mean' (by global batch), got {reduction!r}")
         if bucket_bytes < 1:

@@ -7,7 +7,7 @@ from typing import Any
 
 from distopt import initializers, ops
 from distopt.layers.activations import Activation, activate, activation_of
-from distopt.layers.checks import check_positive
+from distopt.layers.checks import check_floating, check_positive
 from distopt.layers.layer import MODEL_COLLECTIONS, Call, GetVariable, Initializer, Layer, apply_in_scope
 from distopt.ops.kernels import convolution
 from distopt.ops.kernels.geometry import Padding, pair
@@ -93,6 +93,7 @@ class Conv2D(Layer):
         Raises:
             ValueError: the input is not [N, H, W, C].
         """
+        check_floating(self.default_name, dtype)
         if len(shape) != 4:
             raise ValueError(f"conv2d needs images [N, H, W, C], got shape {shape}")
         whole = (*self.kernel_size, shape[3], self.filters)

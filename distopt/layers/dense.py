@@ -7,7 +7,7 @@ from typing import Any
 
 from distopt import initializers, ops
 from distopt.layers.activations import Activation, activate, activation_of
-from distopt.layers.checks import check_positive
+from distopt.layers.checks import check_floating, check_positive
 from distopt.layers.layer import MODEL_COLLECTIONS, Call, GetVariable, Initializer, Layer, apply_in_scope
 from distopt.layers.shaping import flatten
 from distopt.scopes import VariableScope, add_arg_scope
@@ -81,6 +81,7 @@ class Dense(Layer):
         Raises:
             ValueError: the input is no matrix.
         """
+        check_floating(self.default_name, dtype)
         if len(shape) != 2:
             raise ValueError(f"dense needs [examples, inputs], got shape {shape}; use flatten before")
         weights = get("weights", (shape[1], self.units), dtype, collections=MODEL_COLLECTIONS, **self._kernel)

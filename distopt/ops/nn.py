@@ -17,13 +17,14 @@ from distopt.ops.kernels.convolution import Convolution
 from distopt.ops.kernels.geometry import Padding
 from distopt.ops.kernels.lrn import LocalResponseNormalization
 from distopt.ops.kernels.pooling import AveragePool, MaxPool
-from distopt.ops.losses import sparse_softmax_cross_entropy
+from distopt.ops.losses import sigmoid_cross_entropy, softmax_cross_entropy, sparse_softmax_cross_entropy
 from distopt.ops.neural import chain
 from distopt.ops.normalization import normalize
 from distopt.ops.reductions import add_n as add_terms
-from distopt.ops.reductions import l2_loss
+from distopt.ops.reductions import l2_loss, regularization_loss
 from distopt.ops.shaping import identity
 from distopt.tape import Tensor
+from distopt.variables import value_of
 
 __all__ = [
     "add_n",
@@ -42,7 +43,9 @@ __all__ = [
     "relu6",
     "selu",
     "sigmoid",
+    "sigmoid_cross_entropy_with_logits",
     "softmax",
+    "softmax_cross_entropy_with_logits",
     "softplus",
     "sparse_softmax_cross_entropy_with_logits",
     "swish",
@@ -53,10 +56,13 @@ __all__ = [
 def add_n(inputs: Any, *more: Any, name: str | None = None) -> Tensor:
     """Return the sum of Tensors of one shape, given as a list (as in TensorFlow) or as arguments.
 
+    A `RegularizationLoss`, what the collection REGULARIZATION_LOSSES holds, counts as its present value.
+
     Raises:
         ValueError: there are none, or their shapes differ.
     """
-    terms = [*inputs, *more] if isinstance(inputs, (list, tuple)) else [inputs, *more]
+    given: list[Any] = [*inputs, *more] if isinstance(inputs, (list, tuple)) else [inputs, *more]
+    terms = [_penalty(term) if hasattr(term, "regularizer") else term for term in given]
     shapes = [tuple(getattr(term, "shape", ())) for term in terms]
     if not terms or any(shape != shapes[0] for shape in shapes):
         raise ValueError(
@@ -64,6 +70,32 @@ def add_n(inputs: Any, *more: Any, name: str | None = None) -> Tensor:
             f"{'none' if not terms else f'shapes {shapes}'}."
         )
     return add_terms(*terms, name=name)
+
+
+def _penalty(loss: Any) -> Tensor:
+    return regularization_loss(loss.variable, regularizer=loss.regularizer)
+
+
+def sigmoid_cross_entropy_with_logits(labels: Any, logits: Any, name: str | None = None) -> Tensor:
+    """Return the cross-entropy of each element's sigmoid; see `ops.sigmoid_cross_entropy`.
+
+    Args:
+        labels: wanted probabilities, of the shape of `logits`; constants.
+        logits: array of any shape.
+        name: of the result.
+    """
+    return sigmoid_cross_entropy(logits, labels=value_of(labels), name=name)
+
+
+def softmax_cross_entropy_with_logits(labels: Any, logits: Any, name: str | None = None) -> Tensor:
+    """Return the cross-entropy of each example's softmax, [examples]; see `ops.softmax_cross_entropy`.
+
+    Args:
+        labels: wanted probabilities, [examples, classes]; constants.
+        logits: [examples, classes].
+        name: of the result.
+    """
+    return softmax_cross_entropy(logits, labels=value_of(labels), reduction="none", name=name)
 
 
 def bias_add(value: Any, bias: Any, name: str | None = None) -> Tensor:

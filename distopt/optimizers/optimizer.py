@@ -16,7 +16,14 @@ import numpy as np
 from distopt import ops, transforms
 from distopt.aggregators import Aggregator, GradientAggregator, Pair, Ticket
 from distopt.optimizers.hyperparameters import Hyperparameters
-from distopt.optimizers.recording import check_floating, check_pairs, flattened, record, with_gradient
+from distopt.optimizers.recording import (
+    check_examples,
+    check_floating,
+    check_pairs,
+    flattened,
+    record,
+    with_gradient,
+)
 from distopt.optimizers.updates import Updates
 from distopt.schedules import deserialize
 from distopt.schedules.serialization import is_serialized
@@ -329,6 +336,7 @@ class Optimizer(Updates):
             RuntimeError: a variable with a constraint has a sparse gradient.
         """
         del name
+        check_examples(examples)
         values = self._read_hyperparameters()
         pairs = grads_and_vars
         if experimental_aggregate_gradients:

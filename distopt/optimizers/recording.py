@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from distopt.variables import Operand, Variable
 
 __all__ = [
     "NoGradientsError",
+    "check_examples",
     "check_floating",
     "check_operands",
     "check_pairs",
@@ -89,6 +91,16 @@ def check_operands(variables: Iterable[Any]) -> None:
     for variable in variables:
         if not isinstance(variable, Operand):
             raise ValueError(f"`var_list` must hold variables, got {variable!r:.60} among them")
+
+
+def check_examples(examples: Any) -> None:
+    """Raise unless a number of examples, or a sum of their weights, is None or finite and not negative."""
+    if examples is None:
+        return
+    if isinstance(examples, bool | str) or not hasattr(examples, "__float__"):
+        raise TypeError(f"examples must be a number, that of this rank's examples; got {examples!r:.60}")
+    if not 0 <= float(examples) < math.inf:
+        raise ValueError(f"examples must be 0 or more and finite, got {examples}")
 
 
 def check_floating(what: str, value: Any) -> None:

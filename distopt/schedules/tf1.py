@@ -92,6 +92,9 @@ class DecayedLearningRate:
         """Return the learning rate at the present global step."""
         return self.schedule(_now(self.global_step))
 
+    def __float__(self) -> float:
+        return self()
+
     def get_config(self) -> dict[str, Any]:
         """Return the schedule's configuration; `serialize(rate.schedule)` adds the name of its class."""
         return self.schedule.get_config()

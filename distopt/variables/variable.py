@@ -114,7 +114,9 @@ class Variable(Operand):
         Raises:
             ValueError: its shape differs from the variable's.
         """
-        array = value.value if isinstance(value, Operand) else value
+        array = value_of(value)
+        if array is None:
+            raise TypeError(f"the value to assign to variable {self.name!r} is None")
         given = np.shape(array)
         if given != self.shape:
             raise ValueError(

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from every import CLASSES, make
 
-from distopt import ops, scopes
+from distopt import layers, ops, scopes
 from distopt.aggregators import AllReduce
 from distopt.elementwise import decayed, elementwise
 from distopt.optimizers import SGD, Adam, LossScaleOptimizer, tf1
-from distopt.schedules import ExponentialDecay
+from distopt.regularizers import l2_regularizer
+from distopt.schedules import ExponentialDecay, exponential_decay
 from distopt.tape import GradientTape, gradients
 from distopt.testing import world
 from distopt.transforms import GradientNoise
@@ -282,3 +283,53 @@ def test_recorded_gradients_may_be_applied():
         found = gradients(loss, [table, w])  # Tensors, since the tape is open
         SGD(1.0).apply_gradients(zip(found, [table, w], strict=True))
     assert (table.numpy().ravel().tolist(), w.numpy().tolist()) == ([1.0, -3.0], [-2.0])
+
+
+@pytest.mark.parametrize(
+    ("examples", "error"), [(-4, ValueError), (float("nan"), ValueError), ("4", TypeError), (True, TypeError)]
+)
+def test_numbers_of_examples_that_cannot_be_are_refused(examples, error):
+    def rank(communicator):
+        w = Variable(1.0)
+        optimizer = SGD(0.1, gradient_aggregator=AllReduce(communicator))
+        with pytest.raises(error, match="examples must be"):
+            optimizer.apply_gradients([(np.float32(1.0), w)], examples=examples)
+        return float(w)
+
+    assert world(1, rank) == [1.0]
+
+
+def test_none_is_not_assigned():
+    w = Variable(1.0, name="w")
+    with pytest.raises(TypeError, match="the value to assign to variable 'w' is None"):
+        w.assign(None)
+
+
+def test_regularization_losses_add_up_as_in_every_tensorflow_1_script():
+    with scopes.Graph().as_default():
+        w = scopes.get_variable("w", initializer=[2.0, 4.0], regularizer=l2_regularizer(0.5))
+        with GradientTape() as tape:
+            total = ops.add_n(scopes.get_collection("regularization_losses"))
+        assert float(total) == 0.5 * 0.5 * 20
+        assert tape.gradient(total, w).tolist() == [1.0, 2.0]
+
+
+def test_tensorflows_names_of_cross_entropies():
+    # log(1 + e^x) - x z; and log(sum e^x) - x_label
+    found = ops.nn.sigmoid_cross_entropy_with_logits(labels=[1.0, 0.0], logits=Variable([0.0, 2.0]))
+    np.testing.assert_allclose(found.numpy(), [np.log(2), np.log1p(np.exp(2))], rtol=1e-6)
+    logits = Variable([[1.0, 3.0]])
+    found = ops.nn.softmax_cross_entropy_with_logits(labels=[[0.0, 1.0]], logits=logits)
+    np.testing.assert_allclose(found.numpy(), [np.log1p(np.exp(-2))], rtol=1e-6)
+
+
+def test_layers_say_what_their_input_has_to_be():
+    with scopes.Graph().as_default():
+        with pytest.raises(TypeError, match="dense needs floating-point input, got int64"):
+            layers.Dense(2)(np.ones((1, 3), np.int64))
+        with pytest.raises(TypeError, match=r"units must be an integer, got 2\.5"):
+            layers.Dense(2.5)
+
+
+def test_a_decayed_rate_is_a_number_where_one_is_asked_for():
+    assert float(exponential_decay(1.0, 3, 1, 0.5)) == 0.125
