@@ -63,7 +63,7 @@ def is_mean(loss: Any, through_factors: bool = True) -> bool:
     return False
 
 
-def warn_of_mean_of_means(loss: Any, aggregator: Any) -> None:
+def warn_of_mean_of_means(loss: Any, aggregator: Any) -> bool:
     """Warn if a loss is a mean already, and the aggregator makes a mean of such means or a sum of them.
 
     Asks `is_mean` without looking through factors, so that a loss which was scaled by hand gives no warning.
@@ -72,11 +72,14 @@ def warn_of_mean_of_means(loss: Any, aggregator: Any) -> None:
         loss: Tensor that a tape recorded, before its gradients are taken.
         aggregator: with `reduction` "mean" (divides by the examples of the global batch), or "sum" and a
             `communicator` of several ranks; with anything else, None for instance, nothing is done.
+
+    Returns:
+        Whether it warned.
     """
     reduction = getattr(aggregator, "reduction", None)
     ranks = getattr(getattr(aggregator, "communicator", None), "size", 1)
     if reduction not in ("mean", "sum") or (reduction == "sum" and ranks == 1):
-        return
+        return False
     if is_mean(loss, through_factors=False):
         remedy = (
             "give it the sum over this rank's examples"
@@ -89,6 +92,8 @@ def warn_of_mean_of_means(loss: Any, aggregator: Any) -> None:
             f"{effect}: {remedy}.",
             stacklevel=3,
         )
+        return True
+    return False
 
 
 def _covers_examples(reduced: Any, axis: Any) -> bool:

@@ -81,6 +81,8 @@ class SGD(Optimizer):
         self.nesterov = bool(nesterov)
         hyperparameters = {"learning_rate": learning_rate, "momentum": momentum}
         super().__init__(name, hyperparameters=hyperparameters, **kwargs)
+        if type(self).rule is not None:
+            return  # a subclass has a rule of its own
         if callable(momentum) or momentum != 0:
             self.rule, self.slots = velocity, {"momentum": 0.0}
         else:

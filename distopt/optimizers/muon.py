@@ -175,7 +175,7 @@ class Muon(DecoupledWeightDecay):
 
     def orthogonalizes(self, variable: Variable) -> bool:
         """Whether a variable is a matrix that Muon updates; AdamW updates the others."""
-        if variable.ndim < 2:
+        if variable.ndim < 2 or not variable.size:
             return False
         if callable(self.exclude):
             return not self.exclude(variable)

@@ -113,7 +113,7 @@ class Optimizer(Updates):
         self._clip_limits = {key: kwargs.get(key) for key in _CLIPS}
         self._clips = self._clips_for(self._clip_limits)
         self._warned_of: set[str] = set()
-        self._looked_at_loss = False
+        self._looks = 10  # a rank's first part may be a single example, which is its own mean
         self._initial_decay = kwargs.get("decay") or 0.0
         given = dict(hyperparameters or {})
         if kwargs.get("lr") is not None:
@@ -386,10 +386,9 @@ class Optimizer(Updates):
             _log.warning("Gradients do not exist for variables %s when minimizing the loss.", missing)
 
     def _warn_of_mean(self, loss: Tensor) -> None:
-        """Warn once of a loss whose mean the aggregator would take again."""
-        if not self._looked_at_loss:
-            self._looked_at_loss = True
-            ops.warn_of_mean_of_means(loss, self.gradient_aggregator)
+        """Warn of a loss whose mean the aggregator would take again; look at the first few steps."""
+        if self._looks > 0:
+            self._looks = 0 if ops.warn_of_mean_of_means(loss, self.gradient_aggregator) else self._looks - 1
 
     def _transformed(self, target: Any, tape: GradientTape) -> Any:
         """Return what the hook `_transform_loss` makes of a recorded loss, recorded too."""

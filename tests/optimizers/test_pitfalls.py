@@ -333,3 +333,34 @@ def test_layers_say_what_their_input_has_to_be():
 
 def test_a_decayed_rate_is_a_number_where_one_is_asked_for():
     assert float(exponential_decay(1.0, 3, 1, 0.5)) == 0.125
+
+
+def test_a_mean_is_warned_about_even_if_the_first_batch_was_one_example():
+    def rank(communicator):
+        w = Variable(np.ones(1), name="w")
+        optimizer = SGD(0.1, gradient_aggregator=AllReduce(communicator))
+        for size in (1, 4):
+            own = np.ones(size)
+            optimizer.minimize(lambda own=own: ops.reduce_mean(w * own), [w], examples=size)
+
+    with pytest.warns(UserWarning, match="the loss is a mean over this rank's examples"):
+        world(1, rank)
+
+
+def test_a_subclass_of_sgd_may_have_a_rule_of_its_own():
+    class Ascent(SGD):
+        rule, slots = _define(1), {}
+
+        def scalars(self, values, step):
+            return {"rate": values["learning_rate"]}
+
+    w = Variable(0.0)
+    Ascent(0.5).apply_gradients([(np.float32(1.0), w)])
+    assert float(w) == 0.5
+
+
+def test_an_empty_matrix_is_no_trouble():
+    w, empty = Variable(np.ones((2, 2)), name="w"), Variable(np.ones((0, 3)), name="empty")
+    optimizer = make("Muon")
+    optimizer.apply_gradients([(np.ones((2, 2)), w), (np.ones((0, 3)), empty)])
+    assert optimizer.step == 1
