@@ -151,7 +151,7 @@ class Optimizer(engine.Optimizer):
             if self._slots.find(variable, "average") is None:
                 self.add_slot(variable, "average", variable.value)
 
-    def _prepare(self, var_list: Sequence[Variable]) -> ApplyState:
+    def _apply_state(self, var_list: Sequence[Variable]) -> ApplyState:
         # Called when all gradients are checked and nothing has changed yet.
         self._averaged = var_list
         for variable in var_list if self.weight_decay else ():
@@ -159,7 +159,7 @@ class Optimizer(engine.Optimizer):
                 rate = (self._values or {})["learning_rate"] * (self.weight_decay or 0.0)
                 with variable.device.activate():
                     shrink(variable.value, shrinkage=rate)
-        return super()._prepare(var_list)
+        return super()._apply_state(var_list)
 
     def _is_undecayed(self, variable: Variable) -> bool:
         found = any(re.search(pattern, variable.name) for pattern in self._undecayed_names)
