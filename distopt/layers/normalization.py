@@ -23,8 +23,8 @@ class BatchNormalization(Layer):
     """Brings each channel to mean 0 and variance 1, then scales and shifts it.
 
     In training mean and variance are the batch's; otherwise moving averages of them. A call with
-    `training=True` brings these up to date at once, as in Keras, once for each call. (The functions
-    `batch_normalization` and `batch_norm` leave that to UPDATE_OPS.) A batch without examples changes nothing.
+    `training=True` brings these up to date at once, as in Keras; the functions `batch_normalization` and
+    `batch_norm` leave that to UPDATE_OPS. A batch without examples changes nothing.
 
     Without a communicator the moments are those of this replica's own part of the batch, and so are the
     moving averages: they differ between ranks, and training depends on how the batch is cut. With one,
