@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from distopt.elementwise import elementwise, sign
-from distopt.optimizers import SGD, Adam, Optimizer, tf1
+from distopt.optimizers import SGD, Adam, Optimizer, optimize_loss, tf1
 from distopt.schedules import ExponentialDecay
+from distopt.scopes import Graph, new_variable
 from distopt.variables import Arena, IndexedSlices, Variable
 
 
@@ -293,3 +294,12 @@ def test_minimize_uses_compute_gradients_where_it_is_overridden():
     assert float(w) == -2.0
     Halved(0.5).minimize(lambda: w * 2.0, [w], 4.0)  # -2 - 0.5 * (2 * 4) / 2
     assert float(w) == -4.0
+
+
+def test_an_optimizer_written_for_tensorflow_1_serves_a_training_step():
+    # m = 2, w = 1 - 0.1*2; PortedTf1's _create_slots looks at its first variable
+    with Graph().as_default():
+        w = new_variable(1.0, name="w")
+        train_op = optimize_loss(lambda: w * 2.0, None, None, PortedTf1(0.1))
+        train_op()
+    assert float(w) == pytest.approx(0.8)

@@ -154,6 +154,11 @@ class Hooks(engine.Optimizer):
 
     # How the engine finds them.
 
+    def _create_all_weights(self, var_list: Sequence[Variable]) -> None:
+        _ = self.iterations
+        if var_list:  # ported hooks look at the first
+            self._create_slots(var_list)
+
     def _apply_state(self, var_list: Sequence[Variable]) -> ApplyState:
         self._update_ops = []
         self._prepare()
