@@ -69,6 +69,7 @@ class Replica:
             self.statistics = [v for v in scopes.global_variables() if not v.trainable]
             self._regularization = scopes.get_regularization_losses()
         self.arena = Arena(self.variables, device)
+        self._statistics_before: list[Array] = []
 
     def _run_model(self, images: Array, training: bool) -> Tensor:
         return self._model(images, training=training) if self._told_of_training else self._model(images)
@@ -85,9 +86,13 @@ class Replica:
         model collected + regularisation losses): divided by the global batch, after summing over replicas,
         weight decay counts once, however the batch is cut.
 
+        Layer objects update `statistics` on the way; `restore_statistics` takes that back.
+
         Returns:
             The tape; the loss; this replica's part of the step's ticket, with the cross-entropy alone.
         """
+        with self.device.activate():
+            self._statistics_before = [variable.value.copy() for variable in self.statistics]
         labels = self.device.asarray(batch.labels)
         step = self._graph.step(batch.step, batch.first_example)
         with self._graph.as_default(), step, self.device.activate(), GradientTape() as tape:
@@ -106,6 +111,12 @@ class Replica:
         """
         with self._graph.as_default(), self.device.activate():
             scopes.run_update_ops()
+
+    def restore_statistics(self) -> None:
+        """Set `statistics` to what they were before the last `forward`, for a step which is not done."""
+        with self.device.activate():
+            for variable, before in zip(self.statistics, self._statistics_before, strict=False):
+                variable.assign(before)
 
     def gradients(self, tape: GradientTape, loss: Tensor) -> Iterator[Pair]:
         """Yield `(gradient, variable)` as each becomes final; the gradients lie in the arena."""

@@ -250,11 +250,13 @@ class Trainer:
             # Every rank has the same gradients, so all decide alike without asking each other.
             bad = [v.name for g, v in pairs if g is not None and not all_finite([(g, v)])]
             if bad:
+                self._restore_statistics()
                 raise NonFiniteError(
                     f"the loss is finite at step {self.step + 1}, but the gradients of {', '.join(bad)} are "
                     "not. The variables were left as they were. Lower the learning rate, or look at the data."
                 )
             return
+        self._restore_statistics()
         reason = ""
         if own.not_finite:
             wrong = sum(int(np.sum(~np.isfinite(b.images).all(axis=(1, 2, 3)))) for b in shards)
@@ -266,6 +268,10 @@ class Trainer:
             "as they were. Lower the learning rate (now "
             f"{self.optimizer.hyperparameter('learning_rate'):g}), clip gradients, or look at the data."
         )
+
+    def _restore_statistics(self) -> None:
+        for replica in self.replicas:
+            replica.restore_statistics()
 
     def _log(
         self,

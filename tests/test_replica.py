@@ -102,6 +102,21 @@ def test_updates_run_once_in_each_forward_pass_and_evaluation_uses_the_averages(
     np.testing.assert_allclose(mean.numpy(), batch_mean * 0.75, rtol=1e-5)
 
 
+def test_statistics_of_objects_move_in_the_forward_pass_and_can_be_restored():
+    model = layers.Sequential([layers.BatchNormalization(momentum=0.5), layers.Flatten(), layers.Dense(3)])
+    replica = _replica(model)
+    mean, variance = replica.statistics
+    batch_mean = _IMAGES.mean((0, 1, 2))
+    _step(replica)
+    before = variance.numpy()
+    replica.forward(Batch(_IMAGES, _LABELS))
+    np.testing.assert_allclose(mean.numpy(), batch_mean * 0.75, rtol=1e-5)
+    assert (variance.numpy() != before).all()
+    replica.restore_statistics()
+    np.testing.assert_allclose(mean.numpy(), batch_mean * 0.5, rtol=1e-5)
+    np.testing.assert_array_equal(variance.numpy(), before)
+
+
 def test_a_model_of_layer_objects_has_variables_of_its_own_in_every_replica():
     model = layers.Sequential(
         [layers.Conv2D(3, 3, activation="relu"), layers.MaxPool2D(2), layers.Flatten(), layers.Dense(3)]

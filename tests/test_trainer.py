@@ -341,3 +341,50 @@ def test_moving_averages_of_batch_normalization_are_saved_and_resumed(tmp_path):
         assert [v.name for v in replica.statistics] == ["bn/moving_mean", "bn/moving_variance"]
         np.testing.assert_array_equal(replica.statistics[0].numpy(), mean)
         np.testing.assert_array_equal(replica.statistics[1].numpy(), variance)
+
+
+def _network_with_normalization_object():
+    parts = [layers.BatchNormalization(momentum=0.5, name="bn"), layers.Flatten(), layers.Dense(3)]
+    return layers.Sequential(parts)
+
+
+@pytest.mark.parametrize("infinite", ["image", "gradient"])
+def test_a_rejected_step_leaves_the_statistics_of_layer_objects_as_they_were(infinite):
+    task = dataclasses.replace(training.TASK, model=_network_with_normalization_object())
+    with connect("local") as communicator:
+        made = training.trainer(communicator, 2, task, steps=4)
+        replica = made.replicas[0]
+        forward, stream = replica.forward, replica.gradients
+
+        def shifted(batch):
+            return forward(dataclasses.replace(batch, images=batch.images + 5.0))
+
+        def spoiled_forward(batch):
+            images = batch.images.copy()
+            images[0, 0, 0, 0] = np.inf
+            return forward(dataclasses.replace(batch, images=images))
+
+        def spoiled_stream(tape, loss):
+            for gradient, variable in stream(tape, loss):
+                gradient[...] = np.inf
+                yield gradient, variable
+
+        replica.forward = shifted
+        batches = {step: made._make_batches(step) for step in range(2)}
+
+        class Batches:
+            def get(self, step):
+                return batches[step]
+
+        made._train_step(Batches())
+        before = [[v.numpy() for v in r.statistics] for r in made.replicas]
+        assert abs(before[0][0] - 2.5).max() < 0.5  # half of the way to about 5
+        if infinite == "image":
+            replica.forward = spoiled_forward
+        else:
+            replica.gradients = spoiled_stream
+        with np.errstate(all="ignore"), pytest.raises(NonFiniteError):
+            made._train_step(Batches())
+        for own, kept in zip(made.replicas, before, strict=True):
+            for variable, value in zip(own.statistics, kept, strict=True):
+                np.testing.assert_array_equal(variable.numpy(), value)

@@ -1,4 +1,4 @@
-"""Batch normalization with moving averages, which UPDATE_OPS brings up to date."""
+"""Batch normalization with moving averages, which objects update at once and functions by UPDATE_OPS."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ __all__ = ["BatchNormalization", "batch_norm", "batch_normalization"]
 class BatchNormalization(Layer):
     """Brings each channel to mean 0 and variance 1, then scales and shifts it.
 
-    In training mean and variance are the batch's; otherwise moving averages of them. Training leaves an
-    `UpdateOp` that brings these up to date in the collection UPDATE_OPS, and nobody runs it by itself but
-    `optimize_loss` and the Trainer: with `minimize`, call `run_update_ops()` in the step, or give
-    `updates_collection=None`, which updates at once. A batch without examples changes nothing.
+    In training mean and variance are the batch's; otherwise moving averages of them. A call with
+    `training=True` brings these up to date at once, as in Keras; the functions `batch_normalization` and
+    `batch_norm` leave that to UPDATE_OPS. A batch without examples changes nothing.
 
     Without a communicator the moments are those of this replica's own part of the batch, and so are the
     moving averages: they differ between ranks, and training depends on how the batch is cut. With one,
@@ -48,7 +47,8 @@ class BatchNormalization(Layer):
         gamma_regularizer: penalty on gamma.
         trainable: whether gamma and beta are trained.
         activation: name or function; see `layers.ACTIVATIONS`.
-        updates_collection: where the update goes; None updates at once.
+        updates_collection: None updates at once. A name: an `UpdateOp` goes to this collection instead;
+            UPDATE_OPS is run by `optimize_loss`, the Trainer and `run_update_ops()`, and by nobody else.
         unbiased_moving_variance: whether the moving variance takes the batch's variance times n / (n - 1).
             None does what TensorFlow does: for images [N, H, W, C], which its fused kernel computes, but
             not for matrices.
@@ -78,7 +78,7 @@ class BatchNormalization(Layer):
         gamma_regularizer: Any = None,
         trainable: bool = True,
         activation: Activation = None,
-        updates_collection: str | None = GraphKeys.UPDATE_OPS,
+        updates_collection: str | None = None,
         unbiased_moving_variance: bool | None = None,
         communicator: Communicator | None = None,
         name: str | None = None,
@@ -131,19 +131,21 @@ class BatchNormalization(Layer):
             x, gamma, beta, epsilon=self.epsilon, moments=moments, communicator=self._communicator
         )
         unbiased = len(x.shape) == 4 if self._unbiased is None else self._unbiased
-        self._update_later(mean, variance, moments, unbiased)
+        self._update(mean, variance, moments, unbiased)
         return activate(y, self._activation)
 
-    def _update_later(self, mean: Variable, variance: Variable, moments: Moments, unbiased: bool) -> None:
-        graph = scopes.get_default_graph()
-        update = UpdateOp(
-            lambda: update_moving_averages(mean, variance, moments, self.momentum, unbiased),
-            graph.unique_name("AssignMovingAvg"),
-        )
+    def _update(self, mean: Variable, variance: Variable, moments: Moments, unbiased: bool) -> None:
+        """Bring the moving averages up to date, or leave that to a collection."""
+
+        def update() -> None:
+            update_moving_averages(mean, variance, moments, self.momentum, unbiased)
+
         if self._updates_collection is None:
             update()
-        else:
-            graph.add_to_collection(self._updates_collection, update)
+            return
+        graph = scopes.get_default_graph()
+        operation = UpdateOp(update, graph.unique_name("AssignMovingAvg"))
+        graph.add_to_collection(self._updates_collection, operation)
 
 
 def update_moving_averages(
@@ -192,9 +194,10 @@ def batch_normalization(
     """Return `x` [N, ..., C] with each channel brought to mean 0 and variance 1, scaled and shifted.
 
     Arguments are those of `BatchNormalization` (and of `tf.layers.batch_normalization`), and: `training`
-    says whether to take the batch's moments, and leave an update of the moving averages; `name` is that of
-    the variable scope (or the scope), "batch_normalization", made unique, when None; `reuse` is the
-    variable scope's.
+    says whether to take the batch's moments, and leave an update of the moving averages in
+    `updates_collection`, by default UPDATE_OPS (with `minimize`, call `run_update_ops()` in the step);
+    `name` is that of the variable scope (or the scope), "batch_normalization", made unique, when None;
+    `reuse` is the variable scope's.
     """
     layer = BatchNormalization(
         momentum=momentum,

@@ -241,8 +241,8 @@ class Muon(DecoupledWeightDecay):
             if self.orthogonalizes(variable):
                 self.add_slot(variable, "m", 0.0)
 
-    def _apply_dense(self, pairs: Sequence[Pair], scalars: Any) -> None:
-        super()._apply_dense([pair for pair in pairs if not self.orthogonalizes(pair[1])], scalars)
+    def _apply_runs(self, pairs: Sequence[Pair], scalars: Any) -> None:
+        super()._apply_runs([pair for pair in pairs if not self.orthogonalizes(pair[1])], scalars)
         for gradient, variable in pairs:
             if self.orthogonalizes(variable):
                 self._apply_one(gradient, variable, scalars)

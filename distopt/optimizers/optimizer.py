@@ -247,7 +247,10 @@ class Optimizer(Updates):
             var_list = flattened(var_list)
             for wrong in (v for v in var_list if not isinstance(v, Variable)):
                 raise ValueError(f"`var_list` must hold variables, got {wrong!r:.60} among them")
-        stream = self._streamed(loss, var_list, grad_loss, tape, gate_gradients, aggregation_method)
+        if _overridden(self, "_compute_gradients"):
+            stream: Iterable[Pair] = self._compute_gradients(loss, var_list, grad_loss=grad_loss, tape=tape)
+        else:
+            stream = self._streamed(loss, var_list, grad_loss, tape, gate_gradients, aggregation_method)
         return self.apply_gradients(stream, examples=examples)
 
     def _streamed(
@@ -302,6 +305,15 @@ class Optimizer(Updates):
             self._transformed(target, tape), variables, grad_loss, aggregation_method=aggregation_method
         )
         return list(zip(found, variables, strict=True))
+
+    def _compute_gradients(
+        self, loss: Any, var_list: Any, grad_loss: Any = None, tape: GradientTape | None = None
+    ) -> list[Pair]:
+        """Return `compute_gradients`; a hook of Keras. `minimize` calls it where a subclass overrides it.
+
+        Gradients don't stream to the aggregator then, and gates and aggregation methods say nothing.
+        """
+        return self.compute_gradients(loss, var_list, grad_loss=grad_loss, tape=tape)
 
     def apply_gradients(
         self,

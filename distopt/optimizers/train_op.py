@@ -158,7 +158,8 @@ class TrainOp:
             this process' loss, on its device, for which the host doesn't wait.
 
         Raises:
-            ValueError: the loss is None or not of rank 0, or no variable has a gradient.
+            ValueError: the loss is None or not of rank 0; no variable has a gradient; or the loss makes a
+                variable of a name that another training step's loss made one of, without reuse.
             RuntimeError: a loss that was given as a Tensor is used again.
         """
         with self._graph.as_default(), self._opened_step():
@@ -220,7 +221,8 @@ class TrainOp:
 
         def computed() -> Any:
             function: Any = given
-            found[0] = _checked(function(*arguments, **named))
+            with self._graph.part(function, self.name):
+                found[0] = _checked(function(*arguments, **named))
             return found[0]
 
         def used() -> list[Variable]:

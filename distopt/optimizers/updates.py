@@ -162,7 +162,7 @@ class Updates(State):
         checked = [(self._checked(gradient, variable), variable) for gradient, variable in pairs]
         variables = list({id(variable): variable for _, variable in checked}.values())
         self._create_all_weights(variables)
-        apply_state = self._prepare(variables)
+        apply_state = self._apply_state(variables)
         scalars = _Scalars(self, values)
         for variable in variables:
             variable.version += 1
@@ -172,7 +172,7 @@ class Updates(State):
                 for gradient, variable in dense:
                     self._call_hook(self._resource_apply_dense, apply_state, gradient, variable)
             else:
-                self._apply_dense(dense, scalars)
+                self._apply_runs(dense, scalars)
             for gradient, variable in group if len(dense) < len(group) else ():
                 if isinstance(gradient, IndexedSlices):
                     with variable.device.activate():
@@ -201,7 +201,7 @@ class Updates(State):
         values = dense_gradient(gradient.values, variable, gradient.values.shape)
         return IndexedSlices(values, variable.device.asarray(gradient.indices), variable.shape)
 
-    def _apply_dense(self, pairs: Sequence[Pair], scalars: _Scalars) -> None:
+    def _apply_runs(self, pairs: Sequence[Pair], scalars: _Scalars) -> None:
         names = self._used_slots()
         if not self.layerwise:
             for run in arena_runs(pairs, self.group):
@@ -262,10 +262,14 @@ class Updates(State):
             settings: dict[str, Any] = {**scalars, **self.settled_options()}
             self._own_rule().rows(gradient.indices, variable.value, gradient.values, *found, **settings)
 
+    def _apply_state(self, var_list: Sequence[Variable]) -> ApplyState:
+        """Return what the hooks get; called when all gradients are checked and nothing has changed yet."""
+        return self._prepare(var_list)
+
     # Keras' hooks.
 
     def _prepare(self, var_list: Sequence[Variable]) -> ApplyState:
-        """Return Keras' `apply_state`; empty where no hook is there to read it."""
+        """Return Keras' `apply_state`; empty where no hook is there to read it. A hook of Keras."""
         state: ApplyState = {}
         if not any(self._overrides(hook) for hook in _HOOKS):
             return state
@@ -332,11 +336,11 @@ class Updates(State):
         unique = IndexedSlices(grad, indices).deduplicated(by_appearance=True)
         return self._resource_apply_sparse(unique.values, var, unique.indices, **kwargs)
 
-    def _call_hook(self, hook: Any, apply_state: ApplyState, *arguments: Any) -> None:
+    def _call_hook(self, hook: Any, apply_state: ApplyState, *arguments: Any) -> Any:
         takes = inspect.signature(
             self._resource_apply_sparse if "sparse" in hook.__name__ else hook
         ).parameters
-        hook(*arguments, **({"apply_state": apply_state} if "apply_state" in takes else {}))
+        return hook(*arguments, **({"apply_state": apply_state} if "apply_state" in takes else {}))
 
     def _overrides(self, name: str) -> bool:
         return getattr(type(self), name) is not getattr(Updates, name)

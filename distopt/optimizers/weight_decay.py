@@ -182,10 +182,10 @@ class DecoupledWeightDecay(Optimizer):
         else:
             super()._apply_slices(gradient, variable, scalars, apply_state)
 
-    def _call_hook(self, hook: Any, apply_state: ApplyState, *arguments: Any) -> None:
+    def _call_hook(self, hook: Any, apply_state: ApplyState, *arguments: Any) -> Any:
         _, variable, *indices = arguments
         with self._decayed_before(variable, *indices):
-            super()._call_hook(hook, apply_state, *arguments)
+            return super()._call_hook(hook, apply_state, *arguments)
 
     @contextmanager
     def _decayed_before(self, variable: Variable, indices: Array | None = None) -> Generator[None]:

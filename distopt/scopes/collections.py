@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from distopt.variables import Variable
@@ -50,6 +51,26 @@ class Collections:
         self._passing = []
         self._added.clear()
         self._lasting = {name: Counter(map(id, values)) for name, values in self._lists.items()}
+
+    def sizes(self) -> dict[str, int]:
+        """Return the lengths of the lists, for `added_since`."""
+        return {name: len(values) for name, values in self._lists.items()}
+
+    def added_since(self, sizes: Mapping[str, int]) -> list[tuple[str, Any]]:
+        """Return (name of the list, value) for what was appended since, but for what lasts."""
+        lasting = self._lasting or {}
+        return [
+            (name, value)
+            for name, values in self._lists.items()
+            for value in values[sizes.get(name, 0) :]
+            if not lasting.get(name, Counter[int]())[id(value)]
+        ]
+
+    def drop(self, added: Iterable[tuple[str, Any]]) -> None:
+        """Take values out that the open step added; what it adds again is counted anew."""
+        for name, value in added:
+            _remove_last(self._lists[name], value)
+        self._added.clear()
 
     def end_step(self) -> None:
         """Remember what the open step added."""

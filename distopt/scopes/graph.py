@@ -22,7 +22,7 @@ from collections.abc import Generator, Iterable
 from typing import Any
 
 from distopt.scopes.collections import Collections
-from distopt.scopes.steps import Step
+from distopt.scopes.steps import Part, PartStart, Step
 from distopt.tape.record import Tensor, naming
 from distopt.variables import Variable
 
@@ -91,6 +91,8 @@ class Graph:
         self.variable_scope_counts: dict[str, int] = {}
         # Of variables, those that the code of a step made, so that a later one finds them again.
         self.made_in_steps: set[str] = set()
+        # Of these, whose part of a step it was that made them, where that was said.
+        self.makers: dict[str, Part] = {}
         self.open_step: Step | None = None
         self.outside = Step()
         self.next_step = 0
@@ -165,6 +167,43 @@ class Graph:
             if scope is not None:
                 scope.reuse = reuse
 
+    @contextlib.contextmanager
+    def part(self, code: Any, name: str) -> Generator[None, None, None]:
+        """Run what belongs to one of several users of this graph, such as a training step's loss.
+
+        What it makes in a step, another part doesn't find by making it again; see `sharing`. Where a part
+        runs again in the same step, it begins as it did the first time: it finds its variables again, and
+        what it added to collections is dropped.
+
+        Args:
+            code: the function that is run; parts of equal functions are one.
+            name: how to call it in messages.
+        """
+        step = self.open_step
+        if step is None:
+            yield
+            return
+        outer, step.part = step.part, Part(code, name)
+        start = next((start for part, start in step.begun if part.code == code), None)
+        names, openings, variables = self._names_in_use, self.variable_scope_counts, step.variables
+        if start is None:
+            start = PartStart(dict(names), dict(openings), frozenset(variables), [])
+            step.begun.append((step.part, start))
+        else:
+            self._names_in_use = dict(start.names)
+            self.variable_scope_counts = dict(start.openings)
+            step.variables = set(start.variables)
+            self._collections.drop(start.collections)
+        sizes = self._collections.sizes()
+        try:
+            yield
+        finally:
+            start.collections[:] = self._collections.added_since(sizes)
+            self._names_in_use = _most(names, self._names_in_use)
+            self.variable_scope_counts = _most(openings, self.variable_scope_counts)
+            step.variables = step.variables | variables
+            step.part = outer
+
     def is_remade(self, name: str) -> bool:
         """Return whether an earlier step made this variable, and the open one has yet to ask for it."""
         step = self.open_step
@@ -176,6 +215,8 @@ class Graph:
             self.open_step.variables.add(name)
             if made:
                 self.made_in_steps.add(name)
+                if self.open_step.part is not None:
+                    self.makers[name] = self.open_step.part
 
     def add_to_collection(self, name: str, value: Any, *, lasting: bool = False) -> None:
         """Append a value to a collection; a value may be in it several times.
@@ -256,6 +297,11 @@ class Graph:
             number += 1
         self._names_in_use[f"{full}_{number}".lower()] = 1
         return f"{full}_{number}"
+
+
+def _most(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:
+    """Return the larger of the counts."""
+    return {key: max(first.get(key, 0), second.get(key, 0)) for key in {**first, **second}}
 
 
 class _Current(threading.local):

@@ -102,6 +102,8 @@ def make_or_share(
                 f"Variable {name} already exists, disallowed. Did you mean to set reuse=True or "
                 "reuse=AUTO_REUSE in the variable_scope?"
             )
+        if reuse is False:
+            _check_maker(graph, name)
         _check_shared(graph.variables[name], dimensions, dtype)
         if graph.is_remade(name):
             graph.claim_name(name)
@@ -189,6 +191,7 @@ def new_variable(
 
 def _made_before(graph: Graph, name: str, initial_value: Any) -> Variable:
     """Return the variable that an earlier step made where this one would make it again."""
+    _check_maker(graph, name)
     variable = graph.variables[name]
     graph.note_variable(name, made=False)
     known = initial_value is not None and (isinstance(initial_value, Operand) or not callable(initial_value))
@@ -198,6 +201,19 @@ def _made_before(graph: Graph, name: str, initial_value: Any) -> Variable:
             f"value of shape {_shape_of(initial_value)}. Give variables that differ names of their own."
         )
     return variable
+
+
+def _check_maker(graph: Graph, name: str) -> None:
+    """Raise ValueError where a part of a step would make a variable again that another part made."""
+    maker = graph.makers.get(name)
+    part = None if graph.open_step is None else graph.open_step.part
+    if maker is not None and part is not None and maker.code != part.code:
+        raise ValueError(
+            f"Variable {name} already exists, disallowed: the training step {maker.name!r} made it, and "
+            f"{part.name!r}, which has another loss, makes one of the same name. Give the layers of the two "
+            "names of their own (or a variable_scope around each), or say that they are shared, with "
+            "reuse=AUTO_REUSE in the variable_scope."
+        )
 
 
 def _shape_of(value: Any) -> tuple[int, ...]:

@@ -84,6 +84,24 @@ def test_an_update_can_be_done_at_once():
     assert len(scopes.get_collection("own")) == 1
 
 
+def test_an_object_updates_its_averages_at_once_and_nothing_piles_up(graph):
+    layer = layers.BatchNormalization(momentum=0.5)
+    layer(_X)
+    names = dict(graph._names_in_use)
+    for expected in ([1.0, 10.0], [1.5, 15.0]):  # towards the mean, [2, 20]
+        layer(_X, training=True)
+        assert layer.non_trainable_variables[0].numpy().tolist() == expected
+    layer(_X)
+    assert layer.non_trainable_variables[0].numpy().tolist() == [1.5, 15.0]
+    assert scopes.get_collection(GraphKeys.UPDATE_OPS) == []
+    assert not [name for name in graph._names_in_use.keys() - names.keys() if "assign" in name]
+    deferred = layers.BatchNormalization(momentum=0.5, updates_collection=GraphKeys.UPDATE_OPS)
+    deferred(_X, training=True)
+    assert deferred.non_trainable_variables[0].numpy().tolist() == [0.0, 0.0]
+    assert scopes.run_update_ops() == 1
+    assert deferred.non_trainable_variables[0].numpy().tolist() == [1.0, 10.0]
+
+
 def test_the_variance_of_images_is_averaged_without_bias_as_tensorflows_fused_kernel_does():
     images = np.array([1.0, 3.0, 1.0, 3.0], "f4").reshape(2, 2, 1, 1)  # variance 1; 4/3 unbiased
     options = {"momentum": 0.0, "training": True, "updates_collection": None}

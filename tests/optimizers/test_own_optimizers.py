@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from distopt.elementwise import elementwise, sign
-from distopt.optimizers import Adam, Optimizer
+from distopt.optimizers import SGD, Adam, Optimizer, optimize_loss, tf1
 from distopt.schedules import ExponentialDecay
+from distopt.scopes import Graph, new_variable
 from distopt.variables import Arena, IndexedSlices, Variable
 
 
@@ -178,3 +179,127 @@ def test_the_hook_for_unaggregated_gradients_comes_before_aggregation():
     optimizer = Halved(1.0, gradient_aggregator=aggregator, gradient_transformers=[transformer])
     optimizer.apply_gradients([(np.float32(4.0), w), (None, without)])
     assert seen == ["unaggregated", ("aggregator", [2.0]), "transformer"]
+
+
+class PortedTf1(tf1.Optimizer):
+    """As people write it for tf.train.Optimizer."""
+
+    def __init__(self, lr=0.1, use_locking=False, name="PortedTf1"):
+        super().__init__(use_locking, name)
+        self._lr = lr
+        self.log = []
+
+    def _prepare(self):
+        self._lr_t = self._call_if_callable(self._lr)
+        self.log.append("prepare")
+
+    def _create_slots(self, var_list):
+        self._create_non_slot_variable(0.5, "power", var_list[0])
+        for var in var_list:
+            self._zeros_slot(var, "m", self._name)
+            self._get_or_make_slot(var, np.ones(var.shape, var.dtype), "n", self._name)
+
+    def _apply_dense(self, grad, var):
+        m, n = self.get_slot(var, "m"), self.get_slot(var, "n")
+        m_t = m.assign(0.5 * m + grad)
+        n_t = n.assign(n + 1)
+        return [var.assign_sub(self._lr_t * m_t), n_t]
+
+    def _resource_apply_dense(self, grad, var):
+        raise AssertionError("the hook for TensorFlow 1's own variables counts")
+
+    def _apply_sparse(self, grad, var):
+        self.log.append((grad.indices.tolist(), grad.values.ravel().tolist()))
+        var.value[grad.indices] -= self._lr_t * grad.values
+        return "sparse"
+
+    def _finish(self, update_ops, name_scope):
+        self.log.append(("finish", len(update_ops), update_ops[-1], name_scope))
+        power = self._get_non_slot_variable("power")
+        power.assign(power * 0.5)
+
+
+def test_an_optimizer_written_for_tensorflow_1_runs_with_its_hooks():
+    # m = 2, w = 1 - 0.1*2 = 0.8; then m = 0.5*2 + 2 = 3, w = 0.8 - 0.3 = 0.5
+    w, table, counter = Variable(1.0, name="w", dtype="f8"), Variable(np.zeros((4, 1))), Variable(0)
+    optimizer = PortedTf1(lambda: 0.1)
+    slices = IndexedSlices([[10.0], [20.0], [40.0]], [3, 0, 3], (4, 1))
+    for value in (0.8, 0.5):
+        optimizer.apply_gradients([(2.0, w), (slices, table)], counter)
+        assert float(w) == pytest.approx(value)
+    np.testing.assert_allclose(table.numpy().ravel(), [-4.0, 0.0, 0.0, -10.0])
+    assert optimizer.log == ["prepare", ([3, 0], [50.0, 20.0]), ("finish", 2, "sparse", "PortedTf1")] * 2
+    assert (float(optimizer.get_slot(w, "n")), int(counter.value)) == (3.0, 2)
+    assert optimizer.get_slot_names() == ["m", "n"]
+    assert [optimizer.get_slot(w, name).name for name in "mn"] == ["w/PortedTf1", "w/PortedTf1_1"]
+    assert float(optimizer._get_non_slot_variable("power")) == 0.125
+
+
+def test_hooks_for_resource_variables_serve_tensorflow_1_too():
+    class Plain(tf1.Optimizer):
+        def __init__(self):
+            super().__init__(False, "Plain")
+
+        def _resource_apply_dense(self, grad, var):
+            var.assign_sub(grad)
+
+        def _resource_apply_sparse(self, grad, var, indices):
+            assert indices.tolist() == [1]
+            var.value[indices] -= grad
+
+    w, table = Variable([1.0]), Variable(np.zeros((2, 1)))
+    slices = IndexedSlices([[1.0], [2.0]], [1, 1], (2, 1))
+    Plain().apply_gradients([(np.array([3.0]), w), (slices, table)])
+    assert w.numpy().tolist() == [-2.0]
+    assert table.numpy().ravel().tolist() == [0.0, -3.0]
+
+
+def test_a_subclass_of_a_tensorflow_1_optimizer_keeps_its_rule_where_it_has_no_hook():
+    finished = []
+
+    class Doubled(tf1.AdamOptimizer):
+        def _apply_dense(self, grad, var):
+            return super()._apply_dense(2 * grad, var)
+
+        def _finish(self, update_ops, name_scope):
+            finished.append(len(update_ops))
+
+    w, table = Variable([1.0], dtype="f8"), Variable(np.zeros((2, 1)))
+    optimizer = Doubled(0.1)
+    optimizer.apply_gradients([(np.array([3.0]), w), (IndexedSlices([[3.0]], [1], (2, 1)), table)])
+    assert optimizer.get_slot(w, "m").numpy()[0] == pytest.approx(0.6)  # 0.1 * (2 * 3)
+    assert optimizer.get_slot(table, "m").numpy().ravel().tolist() == pytest.approx([0.0, 0.3])
+    np.testing.assert_allclose(table.numpy().ravel(), [0.0, -0.1], rtol=1e-5)
+    assert finished == [1]
+    assert [float(p) for p in optimizer._powers] == pytest.approx([0.81, 0.998001])
+
+
+def test_a_tensorflow_1_optimizer_without_rule_and_hooks_says_what_it_needs():
+    with pytest.raises(NotImplementedError, match="has neither a `rule` nor"):
+        tf1.Optimizer(False, "Empty").apply_gradients([(np.ones(1), Variable([1.0]))])
+
+
+def test_minimize_uses_compute_gradients_where_it_is_overridden():
+    class Tripled(tf1.GradientDescentOptimizer):
+        def compute_gradients(self, *arguments, **named):
+            return [(3 * g, v) for g, v in super().compute_gradients(*arguments, **named)]
+
+    class Halved(SGD):
+        def _compute_gradients(self, loss, var_list, grad_loss=None, tape=None):
+            pairs = super()._compute_gradients(loss, var_list, grad_loss, tape)
+            return [(g / 2, v) for g, v in pairs]
+
+    w = Variable(1.0, dtype="f8")
+    Tripled(0.5).minimize(lambda: w * 2.0, var_list=[w])  # 1 - 0.5 * 3 * 2
+    assert float(w) == -2.0
+    Halved(0.5).minimize(lambda: w * 2.0, [w], 4.0)  # -2 - 0.5 * (2 * 4) / 2
+    assert float(w) == -4.0
+
+
+def test_an_optimizer_written_for_tensorflow_1_serves_a_training_step():
+    # m = 2, w = 1 - 0.1*2; PortedTf1's _create_slots looks at its first variable
+    with Graph().as_default():
+        w = new_variable(1.0, name="w")
+        train_op = optimize_loss(lambda: w * 2.0, None, None, PortedTf1(0.1))
+        train_op()
+    assert float(w) == pytest.approx(0.8)

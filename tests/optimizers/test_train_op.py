@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from losses_of_steps import graph, make_loss
 
-from distopt import layers, ops, schedules, scopes, summaries
+from distopt import initializers, layers, ops, schedules, scopes, summaries
 from distopt.optimizers import optimize_loss
 from distopt.scopes import Graph, GraphKeys, get_variable
 from distopt.tape import GradientTape, Tensor
@@ -298,3 +298,90 @@ def test_a_state_that_does_not_fit_is_refused(change):
     variable, step, _ = _resumable()
     with pytest.raises(ValueError, match="saved"):
         _resumable({"test": variable.numpy(), "global_step": step.numpy(), **state})
+
+
+def _unnamed(x):
+    return ops.reduce_sum(layers.dense(x, 1, use_bias=False, kernel_initializer=initializers.Constant(2.0)))
+
+
+_ONE = np.ones((1, 1), "f4")
+
+
+def test_losses_of_two_training_steps_do_not_share_variables_by_accident():
+    first = optimize_loss(lambda: _unnamed(_ONE), None, 0.5, "SGD", name="first")
+    second = optimize_loss(lambda: _unnamed(_ONE) * 3.0, None, 0.5, "SGD", name="second")
+    first()
+    message = (
+        "Variable dense/weights already exists, disallowed: the training step 'first/train' made it, and "
+    )
+    with pytest.raises(ValueError, match=message + "'second/train'.*reuse=AUTO_REUSE"):
+        second()
+    (kernel,) = scopes.trainable_variables()
+    assert float(kernel.numpy()[0, 0]) == 1.5  # 2 - 0.5 * 1: of the first step alone
+    first()
+    assert float(kernel.numpy()[0, 0]) == 1.0
+
+
+def test_variables_that_are_not_shared_by_name_are_not_shared_by_accident_either():
+    first = optimize_loss(lambda: scopes.new_variable(1.0, name="w") * 2.0, None, 0.5, "SGD")
+    second = optimize_loss(lambda: scopes.new_variable(1.0, name="w") * 3.0, None, 0.5, "SGD")
+    first()
+    with pytest.raises(ValueError, match="Variable w already exists, disallowed: the training step"):
+        second()
+
+
+def test_training_steps_share_variables_on_purpose_with_auto_reuse_or_one_loss():
+    def loss(factor):
+        with scopes.variable_scope("shared", reuse=scopes.AUTO_REUSE):
+            return abs(get_variable("w", (), initializer=initializers.Constant(8.0))) * factor
+
+    optimize_loss(lambda: loss(1.0), None, 1.0, "SGD")()
+    optimize_loss(lambda: loss(2.0), None, 1.0, "SGD")()
+    (w,) = scopes.trainable_variables()
+    assert float(w) == 5.0  # 8 - 1 - 2
+
+    def unnamed():
+        return _unnamed(_ONE)
+
+    for rate in (0.25, 0.5):  # one loss, trained in two ways
+        optimize_loss(unnamed, None, rate, "SGD", variables=None)()
+    kernel = scopes.trainable_variables()[1]
+    assert (len(scopes.trainable_variables()), float(kernel.numpy()[0, 0])) == (2, 1.25)  # 2 - 0.25 - 0.5
+
+
+def test_a_training_step_called_twice_in_an_open_step_finds_its_variables_again(graph):
+    collected, outer = [], []
+
+    def loss():
+        graph.add_to_collection(GraphKeys.LOSSES, "loss")
+        value = _unnamed(_ONE)
+        named = layers.dense(_ONE, 1, use_bias=False, name="named", kernel_initializer=initializers.Ones())
+        own = scopes.new_variable(1.0, name="own")
+        collected.append(graph.get_collection(GraphKeys.LOSSES))
+        return value + ops.reduce_sum(named) + own * 2.0
+
+    train_op = optimize_loss(loss, None, 0.25, "SGD")
+    other = optimize_loss(lambda: _unnamed(_ONE), None, 0.25, "SGD")
+    for _ in range(2):
+        with graph.step():
+            graph.add_to_collection(GraphKeys.LOSSES, "outer")
+            outer.append(scopes.new_variable(5.0, name="outer"))
+            train_op()
+            other()
+            get_variable("between", (), trainable=False)
+            train_op()
+            with pytest.raises(ValueError, match="Variable named/weights already exists"):
+                layers.dense(_ONE, 1, name="named")
+            with pytest.raises(ValueError, match="Variable between already exists"):
+                get_variable("between", (), trainable=False)
+    found = {v.name: float(v.numpy().ravel()[0]) for v in scopes.trainable_variables()}
+    # 2 * 2 calls of one, 2 of the other, which has a layer of its own.
+    assert found == {
+        "outer": 5.0,
+        "dense/weights": 1.0,
+        "named/weights": 0.0,
+        "own": -1.0,
+        "dense_1/weights": 1.5,
+    }
+    assert outer[0] is outer[1]
+    assert collected == [["outer", "loss"]] * 4

@@ -76,6 +76,7 @@ class AdamOptimizer(Optimizer):
 
     def finish(self) -> None:
         """Multiply the powers by the betas of this step."""
+        super().finish()
         for power, name in zip(self._get_beta_accumulators(), self._powered, strict=True):
             power.value[...] *= np.float32((self._values or {})[name])
 

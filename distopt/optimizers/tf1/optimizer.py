@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from distopt.aggregators import Pair
 from distopt.optimizers import optimizer as engine
 from distopt.optimizers.recording import NoGradientsError, check_floating, flattened
+from distopt.optimizers.tf1.hooks import Hooks, in_scope
 from distopt.scopes.graph import trainable_variables
-from distopt.scopes.variable_scopes import get_variable_scope
 from distopt.tape import Tensor, gradients
 from distopt.tape.gates import checked_gate
 from distopt.variables import Variable
@@ -17,13 +17,16 @@ from distopt.variables import Variable
 __all__ = ["Optimizer"]
 
 
-class Optimizer(engine.Optimizer):
+class Optimizer(Hooks):
     """An optimizer with the interface of `tf.train.Optimizer` (TensorFlow 1.15).
 
     What differs from `distopt.optimizers.Optimizer`: names and order of arguments; `global_step` is a
     variable of the caller's that grows with each update; `get_slot` gives None for what is not there;
     `get_slot_names` and `variables` are sorted; slots are named "w/Adam", "w/Adam_1"; applying an empty
     list is an error.
+
+    One of your own, written for TensorFlow 1, overrides the hooks that `distopt.optimizers.tf1.hooks.Hooks`
+    tells of, and may override `compute_gradients`, which `minimize` then calls: nothing streams any more.
 
     Code for graphs that built an operation once and ran it many times calls `minimize` once per step
     here; what it built at first is the loss function.
@@ -93,7 +96,7 @@ class Optimizer(engine.Optimizer):
             RuntimeError: a loss that is neither callable nor recorded.
         """
         del colocate_gradients_with_ops, name
-        if callable(loss):
+        if callable(loss) and type(self).compute_gradients is Optimizer.compute_gradients:
             stream: Iterable[Pair] = self._streamed(
                 loss, var_list, grad_loss, None, gate_gradients, aggregation_method
             )
@@ -204,22 +207,11 @@ class Optimizer(engine.Optimizer):
         """Return everything that is kept between steps, sorted by name."""
         return sorted((w for w in self.weights if w is not self._iterations), key=lambda weight: weight.name)
 
-    def _slot_variable_name(self, variable: Variable, slot_name: str) -> str:
-        # TensorFlow takes the optimizer's name, not the slot's, and numbers what repeats.
-        number = sum(self._slots.find(variable, name) is not None for name in self._slots.names)
-        return _in_scope(f"{variable.name}/{self._name}" + (f"_{number}" if number else ""))
-
     def add_weight(
         self, name: str, shape: Sequence[int] = (), dtype: Any = None, initializer: Any = "zeros"
     ) -> Variable:
         """See `State.add_weight`; the variable scope in force goes before the name."""
-        return super().add_weight(_in_scope(name), shape, dtype, initializer)
-
-
-def _in_scope(name: str) -> str:
-    """Return a name under the variable scope in force, where TensorFlow 1 makes slots and weights."""
-    scope = get_variable_scope().name
-    return f"{scope}/{name}" if scope else name
+        return super().add_weight(in_scope(name), shape, dtype, initializer)
 
 
 class _Counted:
