@@ -118,9 +118,16 @@ class Replica:
             for variable, before in zip(self.statistics, self._statistics_before, strict=False):
                 variable.assign(before)
 
-    def gradients(self, tape: GradientTape, loss: Tensor) -> Iterator[Pair]:
-        """Yield `(gradient, variable)` as each becomes final; the gradients lie in the arena."""
-        stream = tape.gradients(loss, self.variables)
+    def gradients(self, tape: GradientTape, loss: Tensor, scale: float = 1.0) -> Iterator[Pair]:
+        """Yield `(gradient, variable)` as each becomes final; the gradients lie in the arena.
+
+        Args:
+            tape: what `forward` gave.
+            loss: what `forward` gave.
+            scale: by which gradients are multiplied, from the loss on.
+        """
+        upstream = None if scale == 1.0 else self.device.asarray(scale, loss.dtype)
+        stream = tape.gradients(loss, self.variables, upstream)
         while True:
             with self.device.activate():  # not across the yield: the consumer has devices of its own
                 pair = next(stream, None)

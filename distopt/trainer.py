@@ -24,7 +24,7 @@ from distopt.errors import CheckpointError, CommunicatorError, NonFiniteError
 from distopt.evaluation import evaluate, load_weights
 from distopt.metrics import MetricsFile, PhaseClock, Progress
 from distopt.models import Task
-from distopt.optimizers import ExponentialMovingAverage
+from distopt.optimizers import ExponentialMovingAverage, LossScaleOptimizer
 from distopt.optimizers.loss_scale import all_finite
 from distopt.replica import Batch, Replica
 
@@ -198,6 +198,7 @@ class Trainer:
         shards = batches.get(self.step)
         penalty = self.replicas[0].regularization() if self._logs_next() else 0.0
         own = Ticket(stop=float(self._stop_asked))
+        scaling = self.optimizer if isinstance(self.optimizer, LossScaleOptimizer) else None
         streams: list[Any] = []
         # The first replica last: its backward pass overlaps the reduction.
         for replica, batch in reversed(list(zip(self.replicas, shards, strict=True))):
@@ -205,16 +206,20 @@ class Trainer:
             tape, loss, part = replica.forward(batch)
             own += part
             clock.start("backward")
-            stream = replica.gradients(tape, loss)
+            stream = replica.gradients(tape, loss, 1.0 if scaling is None else scaling.loss_scale)
             streams.insert(0, stream if replica is self.replicas[0] else list(stream))
         stream = self.optimizer.before_aggregation(combine_replicas(streams))
         pairs = self.aggregator.reduce(stream, own)
         clock.add("backward", -self.aggregator.exposed_seconds)
         clock.add("exposed communication", self.aggregator.exposed_seconds)
         clock.start("apply")
-        self._check_finite(own, shards, pairs)
-        for replica in self.replicas:
-            replica.run_update_ops()
+        if scaling is not None:
+            pairs = scaling.unscaled(pairs)
+        if self._check_finite(own, shards, pairs):
+            for replica in self.replicas:
+                replica.run_update_ops()
+        else:
+            self._restore_statistics()  # the optimizer leaves this step out as well
         self._apply(pairs)
         clock.start(None)
         self.step += 1
@@ -244,18 +249,24 @@ class Trainer:
             batches.append(Batch(images, self.data.labels[chosen], step, own.start))
         return batches
 
-    def _check_finite(self, own: Ticket, shards: list[Batch], pairs: list[Pair]) -> None:
-        """Raise on every rank when a loss or a global gradient is not finite, and say where."""
+    def _check_finite(self, own: Ticket, shards: list[Batch], pairs: list[Pair]) -> bool:
+        """Raise on every rank when a loss or a global gradient is not finite, and say where.
+
+        Returns:
+            False for gradients that are not finite because their scale was too large.
+        """
         if not self.aggregator.ticket.not_finite:
             # Every rank has the same gradients, so all decide alike without asking each other.
             bad = [v.name for g, v in pairs if g is not None and not all_finite([(g, v)])]
+            if bad and isinstance(self.optimizer, LossScaleOptimizer) and self.optimizer.dynamic:
+                return False
             if bad:
                 self._restore_statistics()
                 raise NonFiniteError(
                     f"the loss is finite at step {self.step + 1}, but the gradients of {', '.join(bad)} are "
                     "not. The variables were left as they were. Lower the learning rate, or look at the data."
                 )
-            return
+            return True
         self._restore_statistics()
         reason = ""
         if own.not_finite:

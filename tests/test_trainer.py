@@ -15,6 +15,7 @@ from distopt import layers
 from distopt.backend import Device, current_device
 from distopt.communicators import connect
 from distopt.errors import CheckpointError, CommunicatorError, NonFiniteError
+from distopt.optimizers import SGD, LossScaleOptimizer
 from distopt.testing import world
 from distopt.trainer import Settings, Trainer
 
@@ -262,8 +263,8 @@ def test_gradients_that_are_not_finite_stop_all_ranks_before_the_update():
         before = training.state(made)
         stream = made.replicas[0].gradients
 
-        def spoiled(tape, loss):
-            for gradient, variable in stream(tape, loss):
+        def spoiled(tape, loss, scale):
+            for gradient, variable in stream(tape, loss, scale):
                 if communicator.rank == 1 and variable.name == "conv/biases":
                     gradient[2] = np.inf
                 yield gradient, variable
@@ -364,8 +365,8 @@ def test_a_rejected_step_leaves_the_statistics_of_layer_objects_as_they_were(inf
             images[0, 0, 0, 0] = np.inf
             return forward(dataclasses.replace(batch, images=images))
 
-        def spoiled_stream(tape, loss):
-            for gradient, variable in stream(tape, loss):
+        def spoiled_stream(tape, loss, scale):
+            for gradient, variable in stream(tape, loss, scale):
                 gradient[...] = np.inf
                 yield gradient, variable
 
@@ -388,3 +389,36 @@ def test_a_rejected_step_leaves_the_statistics_of_layer_objects_as_they_were(inf
         for own, kept in zip(made.replicas, before, strict=True):
             for variable, value in zip(own.statistics, kept, strict=True):
                 np.testing.assert_array_equal(variable.numpy(), value)
+
+
+def _scaled_task(scale):
+    return dataclasses.replace(
+        training.TASK,
+        optimizer=lambda rate, examples, batch, **options: LossScaleOptimizer(
+            SGD(0.05 if rate is None else rate, 0.9, **options), initial_scale=scale, dynamic_growth_steps=2
+        ),
+    )
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_loss_scale_changes_no_bit_and_leaves_out_steps_that_overflow(ranks):
+    plain = training.state(training.run(world(1, lambda c: training.trainer(c, global_batch=15))[0]))
+
+    def train(scale, steps):
+        def rank(communicator):
+            task = _scaled_task(scale)
+            with np.errstate(all="ignore"):
+                made = training.run(training.trainer(communicator, task=task, global_batch=15, steps=steps))
+            return training.state(made), made.optimizer.loss_scale, made.optimizer.step
+
+        return world(ranks, rank)
+
+    for found, scale, step in train(1024.0, 4):
+        assert (scale, step) == (4096.0, 4)  # twice doubled after two finite steps
+        for name, value in plain.items():
+            np.testing.assert_allclose(found[name], value, rtol=2e-4, atol=2e-6, err_msg=name)
+    for found, scale, step in train(2.0**127, 3):
+        # The scaled gradients of a batch of 15 are infinite in float32 at first.
+        assert scale < 2.0**127
+        assert step < 3
+        assert all(np.isfinite(value).all() for value in found.values())

@@ -44,8 +44,8 @@ class LossScaleOptimizer(Optimizer):
 
     Hyperparameters, clips, slots, `iterations`, aggregator and transformers are those of the inner
     optimizer, by the same names. A step that is left out doesn't count in `iterations`, so schedules and
-    Adam's bias correction go by updates (in Keras 2 it counts). The Trainer, which stops at gradients that
-    are not finite, does so before this optimizer sees them.
+    Adam's bias correction go by updates (in Keras 2 it counts). The Trainer scales and leaves out steps
+    likewise; a loss that is itself not finite stops it.
 
     Args:
         inner_optimizer: what updates the variables, an optimizer of Keras' kind.
@@ -126,6 +126,11 @@ class LossScaleOptimizer(Optimizer):
         """Return gradients divided by the scale; None stays None. What is given is not changed."""
         factor = 1.0 / self.loss_scale
         return [None if gradient is None else _times(gradient, factor) for gradient in grads]
+
+    def unscaled(self, pairs: Iterable[Pair]) -> list[Pair]:
+        """Return pairs with gradients divided by the scale; those that lie in an arena are divided there."""
+        factor = 1.0 / self.loss_scale
+        return [(_unscaled(gradient, variable, factor), variable) for gradient, variable in pairs]
 
     # The step.
 
