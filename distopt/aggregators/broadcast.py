@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from distopt.backend import namespace
 from distopt.communicators import Communicator
 from distopt.errors import CommunicatorError
 from distopt.variables import Variable
@@ -38,6 +39,8 @@ def broadcast_variables(variables: Iterable[Variable], communicator: Communicato
                 )
     for variable in given:
         with variable.device.activate():
-            flat = variable.value.reshape(-1)  # a view: values are contiguous
-            communicator.broadcast(flat, root).wait()
+            value = namespace(variable.value).ascontiguousarray(variable.value)
+            communicator.broadcast(value.reshape(-1), root).wait()
+            if value is not variable.value:  # one that was put there by hand in another layout
+                variable.value[...] = value.reshape(variable.shape)
         variable.version += 1

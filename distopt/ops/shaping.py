@@ -14,6 +14,7 @@ import numpy as np
 from distopt.backend import namespace
 from distopt.ops.broadcasting import unbroadcast
 from distopt.tape import Context, Tensor, primitive
+from distopt.tape.record import as_operand
 from distopt.variables import IndexedSlices, Operand, Variable, operators, value_of
 
 __all__ = [
@@ -218,6 +219,7 @@ def stack(values: Sequence[Any], axis: int = 0, *, name: str | None = None) -> T
     Raises:
         ValueError: there are none, or their shapes differ.
     """
+    values = [as_operand(v, values) if isinstance(v, list | tuple) else v for v in values]
     shapes = {tuple(np.shape(value_of(value))) for value in values}
     if len(shapes) != 1:
         raise ValueError(f"stack needs values of one shape, got {sorted(shapes)}")
@@ -226,7 +228,10 @@ def stack(values: Sequence[Any], axis: int = 0, *, name: str | None = None) -> T
 
 def expand_dims(x: Any, axis: int, *, name: str | None = None) -> Tensor:
     """Return `x` with a new axis of length 1 at the place `axis`."""
+    x = as_operand(x) if isinstance(x, list | tuple) else x
     shape = list(np.shape(value_of(x)))
+    if not -len(shape) - 1 <= axis <= len(shape):
+        raise ValueError(f"expand_dims can't put axis {axis} into shape {tuple(shape)}")
     shape.insert(axis if axis >= 0 else len(shape) + 1 + axis, 1)
     return reshape(x if hasattr(x, "shape") else np.asarray(x, np.float32), shape=tuple(shape), name=name)
 
@@ -237,7 +242,10 @@ def squeeze(x: Any, axis: int | Sequence[int] | None = None, *, name: str | None
     Raises:
         ValueError: an axis that is named is longer.
     """
+    x = as_operand(x) if isinstance(x, list | tuple) else x
     shape = np.shape(value_of(x))
+    if axis is not None and any(not -len(shape) <= place < len(shape) for place in np.atleast_1d(axis)):
+        raise ValueError(f"squeeze can't take axis {axis} from shape {shape}")
     chosen = range(len(shape)) if axis is None else np.atleast_1d(axis) % len(shape)
     if axis is not None and any(shape[place] != 1 for place in chosen):
         raise ValueError(f"squeeze needs axes of length 1, got axis {axis} of shape {shape}")

@@ -178,7 +178,6 @@ class TrainOp:
         try:
             optimizer.gradient_aggregator = aggregator
             loss, stream = self._recorded(arguments, named)
-            self._run_update_ops()
             if self._tags.learning_rate is not None and steps.rate is not None:
                 keep_summary(self._tags.learning_rate, "scalar", steps.rate())
             optimizer.gradient_aggregator = pipeline = _Pipeline(self, aggregator, loss)
@@ -192,7 +191,8 @@ class TrainOp:
             steps.global_step.assign_add(1)
         return pipeline.loss
 
-    def _run_update_ops(self) -> None:
+    def run_update_ops(self) -> None:
+        """Run the update operations, which may change what the loss has read: after the backward pass."""
         if self._steps.update_ops is None:
             run_update_ops()
         else:
@@ -296,6 +296,7 @@ class _Pipeline(Aggregator):
             self.ticket = inner.ticket
             total = self.ticket.loss / (self.ticket.examples if averages else 1.0)
             self.loss = np.asarray(total, self._own.dtype)
+        self._train_op.run_update_ops()
         return self._train_op.finished(reduced)
 
     def _noting_loss(self, pairs: Iterable[Pair], ticket: Ticket | None) -> Iterator[Pair]:

@@ -24,6 +24,7 @@ __all__ = [
     "next_sequence",
     "primitive",
     "primitives",
+    "as_operand",
 ]
 
 _sequence = itertools.count()
@@ -252,7 +253,7 @@ class Primitive:
         if self._takes_any or len(inputs) > len(self._takes):
             inputs = self._sorted_out(inputs, options)
         if any(isinstance(i, list | tuple) for i in inputs):
-            inputs = tuple(_as_operand(i) if isinstance(i, list | tuple) else i for i in inputs)
+            inputs = tuple(as_operand(i, inputs) if isinstance(i, list | tuple) else i for i in inputs)
         full_name = None if name is None else naming["full_name"](name)
         values = tuple(i.value if isinstance(i, Operand) else i for i in inputs)
         tapes = tuple(tape for tape in active.tapes if any(tape.watches(i) for i in inputs))
@@ -296,17 +297,30 @@ def _without_context(text: str | None) -> str | None:
     return "\n".join(line for line in lines if line.strip() != "context: of the tape.") or None
 
 
-def _as_operand(values: Any) -> Any:
+def as_operand(values: Any, others: Sequence[Any] = ()) -> Any:
     """Return a list of numbers as an array, one with Tensors in it as a Tensor they are stacked to.
 
-    Python numbers become float32 and int32, as for a `Variable`.
+    Args:
+        values: list or tuple, nested or not.
+        others: operands beside it: numbers take the dtype that these have, as Python's numbers do.
+            Without any they become float32 and int32, as for a `Variable`.
     """
-    if any(isinstance(value, Operand) for value in _leaves(values)):
-        return operators["stack"]([_as_operand(v) if isinstance(v, list | tuple) else v for v in values])
+    leaves = list(_leaves(values))
+    if any(isinstance(value, Operand) for value in leaves):
+        return operators["stack"](
+            [as_operand(v, leaves) if isinstance(v, list | tuple) else v for v in values]
+        )
     array = np.asarray(values)
-    if any(hasattr(value, "dtype") for value in _leaves(values)):
+    if array.dtype.kind not in "fi" or any(hasattr(value, "dtype") for value in leaves):
         return array
-    return array.astype({"f": np.float32, "i": np.int32}.get(array.dtype.kind, array.dtype))
+    dtypes = [other.dtype for other in others if getattr(other, "dtype", None) is not None]
+    beside = [dtype for dtype in dtypes if dtype.kind in ("fV" if array.dtype.kind == "f" else "ifV")]
+    wanted = (
+        np.result_type(*beside) if beside else np.dtype(np.float32 if array.dtype.kind == "f" else np.int32)
+    )
+    narrow = array.astype(wanted)
+    # Whole numbers that don't fit stay what they are; fractions are rounded.
+    return array if array.dtype.kind == "i" and (narrow != array).any() else narrow
 
 
 def _leaves(nested: Any) -> Iterator[Any]:

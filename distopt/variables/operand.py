@@ -109,10 +109,10 @@ class Operand:
         return self.value >= _plain(other)
 
     def __mod__(self, other: Any) -> Any:
-        return self.value % _plain(other)
+        return _integers(self, "%") % _plain(other)
 
     def __floordiv__(self, other: Any) -> Any:
-        return self.value // _plain(other)
+        return _integers(self, "//") // _plain(other)
 
     def __getitem__(self, key: Any) -> Any:
         return operators["slice_of"](self, key=key)
@@ -146,6 +146,15 @@ class Operand:
     def astype(self, dtype: Any) -> Any:
         """Return a Tensor with elements of another dtype."""
         return operators["cast"](self, dtype=dtype)
+
+
+def _integers(operand: Operand, operation: str) -> Array:
+    if operand.value.dtype.kind not in "iub":
+        raise TypeError(
+            f"{operation} is for integers, here {operand.value.dtype}: its gradient would be lost. Take "
+            f"`value.numpy() {operation} ...` for a number"
+        )
+    return operand.value
 
 
 def _plain(value: Any) -> Any:

@@ -38,3 +38,13 @@ def test_other_variables_are_named_with_their_rank():
 def test_an_aggregator_needs_a_communicator(wrong):
     with pytest.raises(TypeError, match="AllReduce needs a communicator, such as"):
         AllReduce(wrong)
+
+
+def test_a_value_in_another_layout_is_overwritten_too():
+    def rank(communicator):
+        v = Variable(np.zeros((3, 2)), name="v")
+        v.value = np.full((2, 3), float(communicator.rank)).T
+        broadcast_variables([v], communicator, root=1)
+        return v.numpy().tolist()
+
+    assert world(3, rank) == [[[1.0, 1.0]] * 3] * 3

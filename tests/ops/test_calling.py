@@ -82,3 +82,35 @@ def test_values_answer_questions_as_arrays_do():
         bool(Variable([1.0, 2.0]))
     with pytest.raises(TypeError):
         [0, 1][Variable(1.0)]
+
+
+def test_numbers_in_lists_take_the_dtype_of_what_stands_beside_them():
+    assert (Variable(np.array([1, 2], np.int64)) * [2**33, 1]).numpy().tolist() == [2**33, 2]
+    assert (Variable(np.array([0.1])) - [0.1]).numpy().tolist() == [0.0]
+    assert (Variable([0.5]) * [3]).dtype == np.float32
+    assert ops.add([2**40], 1).numpy().tolist() == [2**40 + 1]
+
+
+def test_gradients_flow_into_nested_lists():
+    a, b = Variable(1.0), Variable(2.0)
+    with GradientTape(persistent=True) as tape:
+        first = ops.reduce_sum(ops.stack([[a, b], [b, a]]) * np.array([[1.0, 2.0], [3.0, 4.0]]))
+        second = ops.reduce_sum(ops.expand_dims([a, b], 0) * np.array([[5.0, 6.0]]))
+    assert [float(g) for g in tape.gradient(first, [a, b])] == [5.0, 5.0]
+    assert [float(g) for g in tape.gradient(second, [a, b])] == [5.0, 6.0]
+    assert ops.stack([[1, 2], [3, 4]]).dtype == np.int32
+
+
+def test_remainders_of_floating_point_values_are_refused():
+    with pytest.raises(TypeError, match="% is for integers, here float32: its gradient would be lost"):
+        Variable(2.0) % 3
+    with pytest.raises(TypeError, match="// is for integers"):
+        Variable(2.0) // 3
+
+
+@pytest.mark.parametrize("axis", [3, -4])
+def test_axes_that_are_not_there_are_refused(axis):
+    with pytest.raises(ValueError, match=f"can't put axis {axis} into shape"):
+        ops.expand_dims(np.ones((2, 3)), axis)
+    with pytest.raises(ValueError, match=f"can't take axis {axis} from shape"):
+        ops.squeeze(np.ones((1, 2, 1)), axis)

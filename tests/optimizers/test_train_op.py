@@ -385,3 +385,17 @@ def test_a_training_step_called_twice_in_an_open_step_finds_its_variables_again(
     }
     assert outer[0] is outer[1]
     assert collected == [["outer", "loss"]] * 4
+
+
+def test_update_operations_may_change_what_the_loss_has_read():
+    w, u = Variable(np.ones((1, 1)), name="w"), Variable(np.full((1, 1), 2.0), trainable=False, name="u")
+    train_op = optimize_loss(
+        lambda: ops.reduce_sum(ops.square(ops.matmul(w, u))),
+        None,
+        0.125,
+        "SGD",
+        update_ops=[lambda: u.assign([[1.0]])],
+        variables=[w],
+    )
+    assert float(train_op()) == 4.0  # and the gradient, 2 w u^2 = 8, is that of the old u
+    assert (w.numpy().tolist(), u.numpy().tolist()) == ([[0.0]], [[1.0]])
