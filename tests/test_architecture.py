@@ -35,6 +35,7 @@ _LEVELS = {
     "metrics": 6,
     "replica": 6,
     "evaluation": 7,
+    "settings": 7,
     "trainer": 8,
     "doctor": 8,
     "bench": 9,

@@ -32,7 +32,7 @@ from distopt.scopes.graph import (
     moving_average_variables,
     trainable_variables,
 )
-from distopt.variables import Slab, Variable
+from distopt.variables import Slab, Variable, number_now
 
 __all__ = ["Averaged", "ExponentialMovingAverage"]
 
@@ -243,8 +243,7 @@ class ExponentialMovingAverage:
     def _decay_now(self) -> float:
         if self.num_updates is None:
             return self.decay
-        given: Any = self.num_updates() if callable(self.num_updates) else self.num_updates
-        updates = float(given)
+        updates = number_now(self.num_updates)
         return min(self.decay, (1.0 + updates) / (10.0 + updates))
 
 

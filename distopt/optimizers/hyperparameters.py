@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from distopt import schedules
 from distopt.schedules import LearningRateSchedule
 from distopt.schedules.tf1 import DecayedLearningRate
-from distopt.variables import Operand
+from distopt.variables import Operand, number_now
 
-__all__ = ["Hyperparameters"]
+__all__ = ["Hyperparameters", "check_arguments"]
 
 
 class Hyperparameters:
@@ -76,9 +77,7 @@ class Hyperparameters:
         given: Any = self._given[name]
         if isinstance(given, LearningRateSchedule):
             given = given(step)
-        elif callable(given):
-            given = given()
-        number = float(given)
+        number = number_now(given)
         self._check(name, number)
         return number
 
@@ -89,5 +88,28 @@ class Hyperparameters:
             return schedules.serialize(given)
         if isinstance(given, DecayedLearningRate):  # without its global step, which the optimizer has itself
             return schedules.serialize(given.schedule)
-        result: Any = given() if callable(given) else given
-        return float(result)
+        return number_now(given)
+
+
+def check_arguments(kwargs: Mapping[str, Any], known: set[str]) -> None:
+    """Check what an optimizer's constructor got besides its own arguments.
+
+    Args:
+        kwargs: by keyword.
+        known: which there may be.
+
+    Raises:
+        TypeError: another argument.
+        ValueError: a negative number.
+    """
+    for key, value in kwargs.items():
+        if key not in known:
+            raise TypeError(
+                f"Unexpected keyword argument passed to optimizer: {key}. Known besides those of the "
+                f"optimizer itself are {', '.join(sorted(known))}, gradient_aggregator and "
+                "gradient_transformers."
+            )
+        if isinstance(value, int | float) and not value >= 0:
+            raise ValueError(f"Expected {key} >= 0, received: {value}")
+    if kwargs.get("lr") is not None:
+        warnings.warn("The `lr` argument is deprecated, use `learning_rate` instead.", stacklevel=4)

@@ -11,7 +11,7 @@ import numpy as np
 from distopt.backend import Array, Device, device_of, namespace
 from distopt.elementwise import DTYPES, elementwise
 from distopt.scopes.graph import GraphKeys, add_to_collections
-from distopt.variables import Operand, Variable
+from distopt.variables import Operand, Variable, number_now
 
 __all__ = [
     "WeightedMovingAverage",
@@ -123,7 +123,7 @@ def assign_moving_average(
         raise TypeError(
             f"The variables must be half, float, or double: {variable.name!r} has dtype {variable.dtype}."
         )
-    rate = check_decay(_number(decay))
+    rate = check_decay(number_now(decay))
     array = variable.device.asarray(_array(value), variable.dtype)
     if array.shape != variable.shape:
         raise ValueError(
@@ -182,7 +182,7 @@ class WeightedMovingAverage:
             ValueError: the decay is not in [0, 1], or a shape changed.
         """
         value, weight = _array(self._value), _array(self._weight)
-        decay = check_decay(_number(self._decay))
+        decay = check_decay(number_now(self._decay))
         product = namespace(value, weight).asarray(value * weight)
         if not self._averages:
             for array, part in ((product, "value_x_weight"), (weight, "weight")):
@@ -237,11 +237,6 @@ def check_decay(decay: float) -> float:
     if not 0.0 <= decay <= 1.0:
         raise ValueError(f"decay must be in [0, 1], got {decay}. 0.999 to 0.9999 is usual.")
     return decay
-
-
-def _number(value: Any) -> float:
-    given: Any = value() if callable(value) else value
-    return float(given)
 
 
 def _array(value: Any) -> Array:

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from distopt import ops, transforms
 from distopt.aggregators import Aggregator, GradientAggregator, Pair, Ticket
-from distopt.optimizers.hyperparameters import Hyperparameters
+from distopt.optimizers.hyperparameters import Hyperparameters, check_arguments
 from distopt.optimizers.recording import (
     check_examples,
     check_floating,
@@ -99,7 +98,7 @@ class Optimizer(Updates):
     ) -> None:
         if name == "":
             raise ValueError("Must specify the optimizer name")
-        _check_arguments(kwargs, self._has_decay)
+        check_arguments(kwargs, {*_CLIPS, *(("lr", "decay") if self._has_decay else ())})
         for wanted in (gradient_aggregator, *(gradient_transformers or ())):
             if wanted is not None and not callable(wanted):
                 raise TypeError(
@@ -451,21 +450,6 @@ class Optimizer(Updates):
         for transformer in (*self._clips, *self.gradient_transformers):
             pairs = list(transformer(pairs))
         return pairs
-
-
-def _check_arguments(kwargs: Mapping[str, Any], has_decay: bool) -> None:
-    known = {*_CLIPS, *(("lr", "decay") if has_decay else ())}
-    for key, value in kwargs.items():
-        if key not in known:
-            raise TypeError(
-                f"Unexpected keyword argument passed to optimizer: {key}. Known besides those of the "
-                f"optimizer itself are {', '.join(sorted(known))}, gradient_aggregator and "
-                "gradient_transformers."
-            )
-        if isinstance(value, int | float) and not value >= 0:
-            raise ValueError(f"Expected {key} >= 0, received: {value}")
-    if kwargs.get("lr") is not None:
-        warnings.warn("The `lr` argument is deprecated, use `learning_rate` instead.", stacklevel=4)
 
 
 def _overridden(optimizer: Optimizer, name: str) -> bool:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import abc
 import inspect
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -35,7 +36,7 @@ ApplyState: TypeAlias = dict[tuple[Any, Any], dict[str, Any]]
 _HOOKS = ("_resource_apply_dense", "_resource_apply_sparse", "_resource_apply_sparse_duplicate_indices")
 
 
-class Updates(State):
+class Updates(State, abc.ABC):
     """Slots, weights, and the application of global gradients.
 
     Attributes:
@@ -353,8 +354,9 @@ class Updates(State):
             )
         return self.rule
 
+    @abc.abstractmethod
     def _read_hyperparameters(self) -> dict[str, float]:
-        raise NotImplementedError(f"{type(self).__name__} has no hyperparameters; derive it from Optimizer")
+        """Return every hyperparameter's value in this step."""
 
 
 def _constrain(variable: Variable) -> None:

@@ -20,9 +20,33 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True)
+class _RateDecay(LearningRateSchedule):
+    """What decays by a rate per `decay_steps` steps have in common: arguments, their checks, the progress."""
+
+    initial_learning_rate: float
+    decay_steps: float
+    decay_rate: float
+    staircase: bool = False
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        check_rate("initial_learning_rate", self.initial_learning_rate)
+        check_positive("decay_steps", self.decay_steps)
+        check_rate("decay_rate", self.decay_rate)
+
+    def _progress(self, step: SupportsFloat) -> float:
+        progress = float(step) / self.decay_steps
+        if not self.staircase:
+            return progress
+        # `decay_steps` is often a rounded fraction (see the function of that name); without the margin, a
+        # boundary that falls on a whole step would come one step late for some batch sizes.
+        return math.floor(progress * (1.0 + 2.0**-50))
+
+
 @serializable
 @dataclass(frozen=True)
-class ExponentialDecay(LearningRateSchedule):
+class ExponentialDecay(_RateDecay):
     """Decay exponentially: `initial_learning_rate * decay_rate ** (step / decay_steps)`.
 
     With `staircase`, `step / decay_steps` is rounded down: the rate falls at once, every
@@ -39,26 +63,15 @@ class ExponentialDecay(LearningRateSchedule):
         ValueError: a rate is negative, or `decay_steps` is not positive.
     """
 
-    initial_learning_rate: float
-    decay_steps: float
-    decay_rate: float
-    staircase: bool = False
-    name: str | None = None
-
-    def __post_init__(self) -> None:
-        check_rate("initial_learning_rate", self.initial_learning_rate)
-        check_positive("decay_steps", self.decay_steps)
-        check_rate("decay_rate", self.decay_rate)
-
     def __call__(self, step: SupportsFloat) -> float:
         """Return the learning rate at `step`."""
-        progress = _progress(float(step), self.decay_steps, self.staircase)
+        progress = self._progress(step)
         return self.initial_learning_rate * _power(self.decay_rate, progress)
 
 
 @serializable
 @dataclass(frozen=True)
-class NaturalExpDecay(LearningRateSchedule):
+class NaturalExpDecay(_RateDecay):
     """Decay exponentially with base e: `initial_learning_rate * exp(-decay_rate * step / decay_steps)`.
 
     Keras has no such class; it is the schedule of TensorFlow 1's `natural_exp_decay`.
@@ -74,26 +87,15 @@ class NaturalExpDecay(LearningRateSchedule):
         ValueError: a rate is negative, or `decay_steps` is not positive.
     """
 
-    initial_learning_rate: float
-    decay_steps: float
-    decay_rate: float
-    staircase: bool = False
-    name: str | None = None
-
-    def __post_init__(self) -> None:
-        check_rate("initial_learning_rate", self.initial_learning_rate)
-        check_positive("decay_steps", self.decay_steps)
-        check_rate("decay_rate", self.decay_rate)
-
     def __call__(self, step: SupportsFloat) -> float:
         """Return the learning rate at `step`."""
-        progress = _progress(float(step), self.decay_steps, self.staircase)
+        progress = self._progress(step)
         return self.initial_learning_rate * math.exp(-self.decay_rate * progress)
 
 
 @serializable
 @dataclass(frozen=True)
-class InverseTimeDecay(LearningRateSchedule):
+class InverseTimeDecay(_RateDecay):
     """Decay as `initial_learning_rate / (1 + decay_rate * step / decay_steps)`.
 
     Args:
@@ -107,20 +109,9 @@ class InverseTimeDecay(LearningRateSchedule):
         ValueError: a rate is negative, or `decay_steps` is not positive.
     """
 
-    initial_learning_rate: float
-    decay_steps: float
-    decay_rate: float
-    staircase: bool = False
-    name: str | None = None
-
-    def __post_init__(self) -> None:
-        check_rate("initial_learning_rate", self.initial_learning_rate)
-        check_positive("decay_steps", self.decay_steps)
-        check_rate("decay_rate", self.decay_rate)
-
     def __call__(self, step: SupportsFloat) -> float:
         """Return the learning rate at `step`."""
-        progress = _progress(float(step), self.decay_steps, self.staircase)
+        progress = self._progress(step)
         return self.initial_learning_rate / (1.0 + self.decay_rate * progress)
 
 
@@ -223,12 +214,3 @@ def _power(base: float, exponent: float) -> float:
         return float(base) ** float(exponent)
     except OverflowError:
         return math.inf
-
-
-def _progress(step: float, period: float, staircase: bool) -> float:
-    progress = step / period
-    if not staircase:
-        return progress
-    # `period` is often a rounded fraction (see decay_steps); without the margin, a boundary that
-    # falls on a whole step would come one step late for some batch sizes.
-    return math.floor(progress * (1.0 + 2.0**-50))

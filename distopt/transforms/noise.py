@@ -12,7 +12,7 @@ from distopt import counter_random
 from distopt.backend import Array, Device, device_of, namespace
 from distopt.schedules import LearningRateSchedule
 from distopt.transforms.pairs import Gradient, Pair, changed, stored
-from distopt.variables import IndexedSlices, Operand, Variable
+from distopt.variables import IndexedSlices, Operand, Variable, number_now
 
 __all__ = ["GradientNoise", "truncated_normal"]
 
@@ -91,7 +91,7 @@ class GradientNoise:
         Raises:
             ValueError: the scale of this step is negative or NaN, or a gradient's shape is not known.
         """
-        step = int(_read(self.step if self._calls is None else self._calls))
+        step = int(number_now(self.step if self._calls is None else self._calls))
         scale = self._scale_at(step)
         pairs = list(pairs)
         # By the order in which variables were made, which is the same on ranks that got them in another.
@@ -108,7 +108,7 @@ class GradientNoise:
     def _scale_at(self, step: int) -> float:
         if isinstance(self.scale, LearningRateSchedule):
             return _check_scale(self.scale(step))
-        return _check_scale(_read(self.scale))
+        return _check_scale(number_now(self.scale))
 
     def _noisy(self, gradient: Gradient, variable: Any, scale: float, step: int, position: int) -> Gradient:
         if isinstance(gradient, IndexedSlices):
@@ -167,11 +167,6 @@ def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
         result *= x
     result += coefficients[0]
     return result
-
-
-def _read(value: Any) -> float:
-    given: Any = value() if callable(value) else value
-    return float(given)
 
 
 def _check_scale(scale: float) -> float:

@@ -3,6 +3,7 @@
 from distopt.variables.arena import Arena, Slab
 from distopt.variables.gradients import add_gradients, dense_gradient
 from distopt.variables.operand import Operand, differentiating, operators
+from distopt.variables.present import number_now
 from distopt.variables.slices import IndexedSlices, concatenated, value_of
 from distopt.variables.variable import Variable
 
@@ -16,6 +17,7 @@ __all__ = [
     "concatenated",
     "dense_gradient",
     "differentiating",
+    "number_now",
     "operators",
     "value_of",
 ]
