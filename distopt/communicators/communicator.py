@@ -10,8 +10,9 @@ A communicator belongs to one thread at a time.
 from __future__ import annotations
 
 import collections
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar, Literal, NoReturn, Self, TypeAlias, get_args
@@ -28,6 +29,7 @@ __all__ = [
     "Done",
     "Pending",
     "ReduceOp",
+    "cut",
     "describe_mismatch",
     "reduce_in_rank_order",
     "wire_dtype",
@@ -52,6 +54,16 @@ def reduce_in_rank_order(parts: Sequence[Array], op: str) -> Array:
     for part in parts[1:]:
         _UFUNCS[op](total, np.asarray(part, total.dtype), out=total)
     return total
+
+
+def cut(length: int, parts: int) -> list[slice]:
+    """Return `parts` neighbouring slices of [0, length), as equal as can be; the first ones are longer.
+
+    This is how `reduce_scatter` and `all_gather_parts` cut an array: slice r belongs to rank r.
+    """
+    short, longer = divmod(length, parts)
+    starts = [rank * short + min(rank, longer) for rank in range(parts + 1)]
+    return [slice(a, b) for a, b in itertools.pairwise(starts)]
 
 
 @dataclass(frozen=True)
@@ -189,14 +201,7 @@ class Communicator(ABC):
 
         Cost: about 2 * (size - 1) / size times its bytes, sent and received by each rank.
         """
-        self._check_array("all_reduce", values, writable=True)
-        if op not in get_args(ReduceOp):
-            raise ValueError(f'all_reduce: op must be "sum", "max" or "min", got {op!r} on {self.where}.')
-        if values.dtype not in _REDUCIBLE:
-            raise TypeError(
-                f"all_reduce: arrays of {values.dtype} can't be reduced (on {self.where}). Use "
-                "float16, bfloat16, float32, float64 or an integer of the machine's byte order."
-            )
+        self._check_reduction("all_reduce", values, op)
         call = Call("all_reduce", op, tuple(values.shape), str(values.dtype))
         return self._all_reduce(values, op, call, self._begin(call))
 
@@ -238,6 +243,119 @@ class Communicator(ABC):
         self._check_array("all_gather", values, writable=False)
         call = Call("all_gather", "", tuple(values.shape), str(values.dtype))
         return self._all_gather(values, call, self._begin(call))
+
+    def prepare_all_reduce(self, values: Array, op: ReduceOp = "sum") -> Callable[[], Pending]:
+        """Check an `all_reduce` once, for an array that is reduced again and again.
+
+        Args:
+            values: as for `all_reduce`; its memory must stay where it is.
+            op: as for `all_reduce`.
+
+        Returns:
+            A function that starts the collective and returns its handle: what `all_reduce(values, op)`
+            does, without the checks and the choices. Preparing sends nothing.
+
+        Raises:
+            TypeError, ValueError: as `all_reduce`.
+        """
+        self._check_reduction("all_reduce", values, op)
+        call = Call("all_reduce", op, tuple(values.shape), str(values.dtype))
+        return lambda: self._all_reduce(values, op, call, self._begin(call))
+
+    def reduce_scatter(self, values: Array) -> Pending:
+        """Sum `values` over all ranks; each rank receives its own part of the sum, in place.
+
+        Parts are added in rank order, ((a + b) + c) + ..., so that the bits depend on the order of the
+        ranks alone.
+
+        Args:
+            values: C-contiguous and writable, [n]; as for `all_reduce`. After `wait()`, its part
+                `cut(n, size)[rank]` holds the sum; what the rest holds is not defined.
+
+        Returns:
+            A handle; its `wait()` returns the rank's part, a view of `values`.
+
+        Raises:
+            TypeError, ValueError, CommunicatorError: as `all_reduce`.
+
+        Cost: (size - 1) / size times its bytes, sent and received by each rank.
+        """
+        self._check_reduction("reduce_scatter", values, "sum")
+        self._check_flat("reduce_scatter", values)
+        call = Call("reduce_scatter", "", tuple(values.shape), str(values.dtype))
+        return self._reduce_scatter(values, call, self._begin(call))
+
+    def all_gather_parts(self, values: Array) -> Pending:
+        """Give every rank all parts of an array of which each has its own, in place.
+
+        Args:
+            values: C-contiguous and writable, [n], of any dtype but object; the rank's part
+                `cut(n, size)[rank]` is sent, the others are overwritten.
+
+        Returns:
+            A handle; its `wait()` returns `values`.
+
+        Raises:
+            TypeError, ValueError, CommunicatorError: as `broadcast`.
+        """
+        self._check_array("all_gather_parts", values, writable=True)
+        self._check_flat("all_gather_parts", values)
+        call = Call("all_gather_parts", "", tuple(values.shape), str(values.dtype))
+        return self._all_gather_parts(values, call, self._begin(call))
+
+    def all_to_all(self, parts: Sequence[Array]) -> list[Array]:
+        """Send `parts[r]` to rank r, for every r, and return what the others sent here, by rank.
+
+        Args:
+            parts: one C-contiguous array for each rank, all of one dtype, which is the same on all
+                ranks; each of any length, [n]. Not modified.
+
+        Returns:
+            New arrays on the device of `parts[0]`; entry r has the length of what rank r sent.
+
+        Raises:
+            TypeError: something is no array, or the dtypes differ, or they hold Python objects.
+            ValueError: not one array for each rank, not contiguous, or not flat.
+            CommunicatorError: the communicator is closed, or the collective failed.
+        """
+        self._check_parts(parts)
+        call = Call("all_to_all", str(parts[0].dtype))
+        return self._all_to_all(parts, call, self._begin(call))
+
+    def all_gather_rows(self, values: Array) -> list[Array]:
+        """Return the arrays of all ranks, by rank, which may have different lengths.
+
+        Args:
+            values: C-contiguous, [n, ...]; n may differ between ranks and be 0, the other axes and the
+                dtype are the same. Not modified.
+
+        Returns:
+            New arrays on the device of `values`.
+
+        Raises:
+            TypeError: not an array, or it holds Python objects.
+            ValueError: not contiguous, or without axes.
+            CommunicatorError: the communicator is closed, or the collective failed.
+        """
+        self._check_array("all_gather_rows", values, writable=False)
+        if not values.ndim:
+            raise ValueError(f"all_gather_rows: an array without axes has no rows (on {self.where})")
+        call = Call("all_gather_rows", "", (-1, *values.shape[1:]), str(values.dtype))
+        return self._all_gather_rows(values, call, self._begin(call))
+
+    def allocate(self, size: int, dtype: Any) -> Array:
+        """Return zeroed host memory, [size], in which collectives are as fast as they can be. Collective.
+
+        Where the ranks of a host can share memory, this is the rank's part of it, and `all_reduce`,
+        `reduce_scatter` and `all_gather_parts` on slices of it copy nothing but results. It lives
+        until the communicator is closed.
+
+        Args:
+            size: number of elements, the same on every rank.
+            dtype: of the elements, the same on every rank.
+        """
+        call = Call("allocate", "", (size,), str(np.dtype(dtype)))
+        return self._allocate(size, np.dtype(dtype), call, self._begin(call))
 
     def barrier(self) -> None:
         """Wait until every rank has come here."""
@@ -335,6 +453,38 @@ class Communicator(ABC):
                 f"(on {self.where}), and the result would be written into it. Pass a copy."
             )
 
+    def _check_reduction(self, operation: str, values: Any, op: str) -> None:
+        self._check_array(operation, values, writable=True)
+        if op not in get_args(ReduceOp):
+            raise ValueError(f'{operation}: op must be "sum", "max" or "min", got {op!r} on {self.where}.')
+        if values.dtype not in _REDUCIBLE:
+            raise TypeError(
+                f"{operation}: arrays of {values.dtype} can't be reduced (on {self.where}). Use "
+                "float16, bfloat16, float32, float64 or an integer of the machine's byte order."
+            )
+
+    def _check_flat(self, operation: str, values: Array) -> None:
+        if values.ndim != 1:
+            raise ValueError(
+                f"{operation}: expected an array with one axis, got shape {values.shape} on {self.where}. "
+                "Pass values.reshape(-1)."
+            )
+
+    def _check_parts(self, parts: Sequence[Array]) -> None:
+        if len(parts) != self.size:
+            raise ValueError(
+                f"all_to_all: expected one array for each of {self.size} ranks, got {len(parts)} "
+                f"on {self.where}."
+            )
+        for part in parts:
+            self._check_array("all_to_all", part, writable=False)
+            self._check_flat("all_to_all", part)
+            if part.dtype != parts[0].dtype:
+                raise TypeError(
+                    f"all_to_all: all parts must have one dtype, got {parts[0].dtype} and {part.dtype} "
+                    f"on {self.where}."
+                )
+
     def _check_root(self, operation: str, root: int) -> None:
         if not 0 <= root < self.size:
             raise ValueError(
@@ -351,7 +501,22 @@ class Communicator(ABC):
     def _all_gather(self, values: Array, call: Call, number: int) -> Pending: ...
 
     @abstractmethod
+    def _all_gather_parts(self, values: Array, call: Call, number: int) -> Pending: ...
+
+    @abstractmethod
+    def _reduce_scatter(self, values: Array, call: Call, number: int) -> Pending: ...
+
+    @abstractmethod
+    def _all_to_all(self, parts: Sequence[Array], call: Call, number: int) -> list[Array]: ...
+
+    @abstractmethod
+    def _all_gather_rows(self, values: Array, call: Call, number: int) -> list[Array]: ...
+
+    @abstractmethod
     def _barrier(self, call: Call, number: int) -> None: ...
+
+    def _allocate(self, size: int, dtype: np.dtype[Any], call: Call, number: int) -> Array:
+        return np.zeros(size, dtype)
 
     @abstractmethod
     def _broadcast_object(self, value: Any, root: int, call: Call, number: int) -> Any: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from distopt.backend import Array, namespace
@@ -38,6 +39,18 @@ class LocalCommunicator(Communicator):
 
     def _all_gather(self, values: Array, call: Call, number: int) -> Pending:
         return Done(namespace(values).array(values)[None])
+
+    def _all_gather_parts(self, values: Array, call: Call, number: int) -> Pending:
+        return Done(values)
+
+    def _reduce_scatter(self, values: Array, call: Call, number: int) -> Pending:
+        return Done(values)
+
+    def _all_to_all(self, parts: Sequence[Array], call: Call, number: int) -> list[Array]:
+        return [namespace(parts[0]).array(parts[0])]
+
+    def _all_gather_rows(self, values: Array, call: Call, number: int) -> list[Array]:
+        return [namespace(values).array(values)]
 
     def _barrier(self, call: Call, number: int) -> None:
         return None

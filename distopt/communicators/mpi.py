@@ -30,18 +30,20 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, ClassVar, NoReturn, cast
 
 import numpy as np
 from mpi4py import MPI
 
 from distopt.backend import Array, asnumpy, device_of, namespace
+from distopt.communicators.algorithm import Algorithm, Waiting
 from distopt.communicators.communicator import (
     Call,
     Communicator,
     Done,
     Pending,
+    cut,
     describe_mismatch,
     reduce_in_rank_order,
     wire_dtype,
@@ -80,6 +82,11 @@ def _pieces(length: int, step: int) -> Iterator[slice]:
     return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 
+def _is_safe(flat: Array, op: str) -> bool:
+    """Whether MPI's own reduction gives the same bits on all ranks; NaN in max and min does not."""
+    return op == "sum" or flat.dtype.kind != "f"
+
+
 class _Notes:
     """The watchdog's channel: notes as pickled messages on an MPI communicator of their own."""
 
@@ -103,27 +110,124 @@ class _Notes:
         self._sends.clear()
 
 
-class _Reduction(Pending):
-    """A non-blocking all_reduce: its pieces wait in the communicator's queue, or are in flight."""
+class _Blocking(Algorithm):
+    """MPI's own all_reduce, done when `start` returns."""
 
-    def __init__(
-        self, communicator: MpiCommunicator, number: int, pieces: int, finish: Callable[[], Array]
-    ) -> None:
-        self._communicator = communicator
+    name: ClassVar[str] = "mpi"
+
+    def __init__(self, mpi: MPI.Intracomm, waiting: Waiting) -> None:
+        self._mpi, self._waiting = mpi, waiting
+
+    def can(self, flat: Array, op: str) -> bool:
+        return True
+
+    def start(self, flat: Array, op: str, number: int) -> Pending:
+        with self._waiting("all_reduce", number):
+            for part in _pieces(flat.size, _PIECE_BYTES // flat.itemsize):
+                piece = flat[part]
+                if _is_safe(flat, op):
+                    self._mpi.Allreduce(MPI.IN_PLACE, piece, _OPERATIONS[op])
+                else:
+                    gathered = np.empty((self._mpi.size, piece.size), piece.dtype)
+                    self._mpi.Allgather(piece, gathered)
+                    piece[...] = reduce_in_rank_order(list(gathered), op)
+        return Done(flat)
+
+
+class _NonBlocking(Algorithm):
+    """MPI's non-blocking all_reduce in pieces, moved on by `progress` and `test`."""
+
+    name: ClassVar[str] = "mpi-nonblocking"
+
+    def __init__(self, mpi: MPI.Intracomm, waiting: Waiting) -> None:
+        self._mpi, self._waiting = mpi, waiting
+        self._queue: collections.deque[tuple[_Reduction, Array, MPI.Op]] = collections.deque()
+        self._running: collections.deque[tuple[_Reduction, MPI.Request]] = collections.deque()
+
+    def can(self, flat: Array, op: str) -> bool:
+        return _is_safe(flat, op)
+
+    def start(self, flat: Array, op: str, number: int) -> Pending:
+        pieces = [flat[part] for part in _pieces(flat.size, _PIECE_BYTES // flat.itemsize)]
+        reduction = _Reduction(self, flat, number, len(pieces))
+        self._queue.extend((reduction, piece, _OPERATIONS[op]) for piece in pieces)
+        self._start_queued()
+        return reduction
+
+    def progress(self) -> None:
+        if self._running:
+            requests = [request for _, request in self._running]
+            done = MPI.Request.Testsome(requests) or []
+            for index in sorted(done, reverse=True):
+                self._running[index][0].pieces_left -= 1
+                del self._running[index]
+            self._start_queued()
+
+    def complete(self, reduction: _Reduction) -> None:
+        """Block until all pieces of a reduction are done."""
+        with self._waiting("all_reduce", reduction.number):
+            while reduction.pieces_left > 0:
+                self._finish_oldest()
+
+    def flush(self) -> None:
+        while self._queue:
+            self._finish_oldest()
+
+    def close(self) -> None:
+        while self._running or self._queue:
+            self._finish_oldest()
+
+    def _start_queued(self) -> None:
+        # First in, first out: collectives of one MPI communicator start in the same order
+        # everywhere.
+        while self._queue and len(self._running) < _PIECES_IN_FLIGHT:
+            reduction, piece, operation = self._queue.popleft()
+            request = self._mpi.Iallreduce(MPI.IN_PLACE, piece, operation)
+            self._running.append((reduction, request))
+
+    def _finish_oldest(self) -> None:
+        self._start_queued()
+        reduction, request = self._running.popleft()
+        request.Wait()
+        reduction.pieces_left -= 1
+        self._start_queued()
+
+
+class _Reduction(Pending):
+    """A non-blocking all_reduce: its pieces wait in the queue, or are in flight."""
+
+    def __init__(self, algorithm: _NonBlocking, flat: Array, number: int, pieces: int) -> None:
+        self._algorithm = algorithm
+        self._flat = flat
         self.number = number
         self.pieces_left = pieces
+
+    def test(self) -> bool:
+        self._algorithm.progress()
+        return self.pieces_left == 0
+
+    def wait(self) -> Array:
+        if self.pieces_left:
+            self._algorithm.complete(self)
+        return self._flat
+
+
+class _Finished(Pending):
+    """A reduction after which something is left to do, once: to write back what was staged."""
+
+    def __init__(self, pending: Pending, finish: Callable[[], Array]) -> None:
+        self._pending = pending
         self._finish = finish
         self._result: Array | None = None
 
     def test(self) -> bool:
-        self._communicator.progress()
-        if self.pieces_left == 0:
+        if self._result is None and self._pending.test():
             self.wait()
         return self._result is not None
 
     def wait(self) -> Array:
         if self._result is None:
-            self._communicator.complete(self)
+            self._pending.wait()
             self._result = self._finish()
         return self._result
 
@@ -188,25 +292,15 @@ class MpiCommunicator(Communicator):
             f"{'non-blocking' if self._overlap else 'blocking'} all_reduce",
         )
         self._process_id = os.getpid()
-        self._queue: collections.deque[tuple[_Reduction, Array, MPI.Op]] = collections.deque()
-        self._running: collections.deque[tuple[_Reduction, MPI.Request]] = collections.deque()
+        self._algorithms: list[Algorithm] = [_Blocking(self._mpi, self._waiting)]
+        if self._overlap:
+            self._algorithms.insert(0, _NonBlocking(self._mpi, self._waiting))
 
     def progress(self) -> None:
         """Let MPI move on, take note of what is done, and start what was queued."""
-        if self._running:
-            with self._translate_errors("all_reduce", self._running[0][0].number):
-                requests = [request for _, request in self._running]
-                done = MPI.Request.Testsome(requests) or []
-                for index in sorted(done, reverse=True):
-                    self._running[index][0].pieces_left -= 1
-                    del self._running[index]
-                self._start_queued()
-
-    def complete(self, reduction: _Reduction) -> None:
-        """Block until all pieces of a reduction are done."""
-        with self._waiting("all_reduce", reduction.number):
-            while reduction.pieces_left > 0:
-                self._finish_oldest()
+        with self._translate_errors("all_reduce", self.sequence):
+            for algorithm in self._algorithms:
+                algorithm.progress()
 
     def abort(self, code: int, message: str) -> NoReturn:
         """End the job: MPI_Abort, after what was printed had time to get out."""
@@ -230,8 +324,8 @@ class MpiCommunicator(Communicator):
         """
         if self._closed or os.getpid() != self._process_id or MPI.Is_finalized():
             return
-        while self._running or self._queue:
-            self._finish_oldest()
+        for algorithm in self._algorithms:
+            algorithm.close()
         super().close()
         if self._watchdog is not None and self._notes_mpi is not None:
             self._watchdog.leave()
@@ -271,53 +365,27 @@ class MpiCommunicator(Communicator):
                 finally:
                     self._watchdog.exit()
 
-    def _start_queued(self) -> None:
-        # First in, first out: collectives of one MPI communicator start in the same order
-        # everywhere.
-        while self._queue and len(self._running) < _PIECES_IN_FLIGHT:
-            reduction, piece, operation = self._queue.popleft()
-            request = self._mpi.Iallreduce(MPI.IN_PLACE, piece, operation)
-            self._running.append((reduction, request))
-
-    def _finish_oldest(self) -> None:
-        self._start_queued()
-        reduction, request = self._running.popleft()
-        request.Wait()
-        reduction.pieces_left -= 1
-        self._start_queued()
-
     def _start_all(self) -> None:
         # Before a blocking call: another rank may wait for a piece that only waits in our queue.
-        while self._queue:
-            self._finish_oldest()
+        for algorithm in self._algorithms:
+            algorithm.flush()
 
     def _all_reduce(self, values: Array, op: str, call: Call, number: int) -> Pending:
         staged = device_of(values).kind == "cuda" or wire_dtype(values.dtype) != values.dtype
         wire = np.asarray(asnumpy(values), wire_dtype(values.dtype)) if staged else values
+        flat = _flat(wire)
+        chosen = next(algorithm for algorithm in self._algorithms if algorithm.can(flat, op))
+        with self._translate_errors(call.operation, number):
+            if isinstance(chosen, _Blocking):
+                self._start_all()
+            pending = chosen.start(flat, op, number)
 
         def finish() -> Array:
             if staged:
                 _write(values, wire)
             return values
 
-        flat = _flat(wire)
-        pieces = [flat[part] for part in _pieces(flat.size, _PIECE_BYTES // flat.itemsize)]
-        if self._overlap and (op == "sum" or flat.dtype.kind != "f"):
-            reduction = _Reduction(self, number, len(pieces), finish)
-            self._queue.extend((reduction, piece, _OPERATIONS[op]) for piece in pieces)
-            with self._translate_errors(call.operation, number):
-                self._start_queued()
-            return reduction
-        with self._waiting(call.operation, number):
-            self._start_all()
-            for piece in pieces:
-                if op == "sum" or piece.dtype.kind != "f":
-                    self._mpi.Allreduce(MPI.IN_PLACE, piece, _OPERATIONS[op])
-                else:
-                    gathered = np.empty((self.size, piece.size), piece.dtype)
-                    self._mpi.Allgather(piece, gathered)
-                    piece[...] = reduce_in_rank_order(list(gathered), op)
-        return Done(finish())
+        return _Finished(pending, finish)
 
     def _broadcast(self, values: Array, root: int, call: Call, number: int) -> Pending:
         on_host = asnumpy(values)
@@ -344,6 +412,63 @@ class MpiCommunicator(Communicator):
                 if not whole:
                     rows[:, part] = piece
         return Done(device_of(values).asarray(result))
+
+    def _all_gather_parts(self, values: Array, call: Call, number: int) -> Pending:
+        on_host = np.ascontiguousarray(asnumpy(values))
+        item = on_host.itemsize
+        counts = [(part.stop - part.start) * item for part in cut(values.size, self.size)]
+        with self._waiting(call.operation, number):
+            self._start_all()
+            self._mpi.Allgatherv(MPI.IN_PLACE, [_flat_bytes(on_host), counts])
+        if on_host is not values:
+            _write(values, on_host)
+        return Done(values)
+
+    def _reduce_scatter(self, values: Array, call: Call, number: int) -> Pending:
+        parts = cut(values.size, self.size)
+        wire = np.asarray(asnumpy(values), wire_dtype(values.dtype))
+        received = self._exchange([wire[part] for part in parts], call, number)
+        own = values[parts[self.rank]]
+        _write(own, reduce_in_rank_order(received, "sum"))
+        return Done(own)
+
+    def _all_to_all(self, parts: Sequence[Array], call: Call, number: int) -> list[Array]:
+        device = device_of(parts[0])
+        received = self._exchange([asnumpy(part) for part in parts], call, number)
+        return [device.asarray(part) for part in received]
+
+    def _exchange(self, parts: Sequence[Array], call: Call, number: int) -> list[Array]:
+        """Send part r to rank r; return new arrays, by the rank they came from."""
+        sent = np.concatenate([_flat_bytes(part) for part in parts])
+        counts = np.array([part.nbytes for part in parts], np.int64)
+        coming = np.empty_like(counts)
+        with self._waiting(call.operation, number):
+            self._start_all()
+            self._mpi.Alltoall(counts, coming)
+            received = np.empty(int(coming.sum()), np.uint8)
+            self._mpi.Alltoallv([sent, counts], [received, coming])
+        ends = np.cumsum(coming)
+        return [
+            received[end - count : end].view(parts[0].dtype) for end, count in zip(ends, coming, strict=True)
+        ]
+
+    def _all_gather_rows(self, values: Array, call: Call, number: int) -> list[Array]:
+        flat = _flat_bytes(asnumpy(values))
+        lengths = np.empty(self.size, np.int64)
+        with self._waiting(call.operation, number):
+            self._start_all()
+            self._mpi.Allgather(np.array([len(values)], np.int64), lengths)
+            row_bytes = values.dtype.itemsize * int(np.prod(values.shape[1:]))
+            received = np.empty(int(lengths.sum()) * row_bytes, np.uint8)
+            self._mpi.Allgatherv(flat, [received, lengths * row_bytes])
+        device = device_of(values)
+        rows: list[Array] = []
+        start = 0
+        for length in map(int, lengths):
+            part = received[start : start + length * row_bytes]
+            rows.append(device.asarray(part.view(values.dtype).reshape(length, *values.shape[1:])))
+            start += length * row_bytes
+        return rows
 
     def _barrier(self, call: Call, number: int) -> None:
         with self._waiting(call.operation, number):

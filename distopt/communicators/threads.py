@@ -23,6 +23,7 @@ from distopt.communicators.communicator import (
     Call,
     Communicator,
     Pending,
+    cut,
     describe_mismatch,
     reduce_in_rank_order,
     wire_dtype,
@@ -286,6 +287,37 @@ class ThreadCommunicator(Communicator):
     def _all_gather(self, values: Array, call: Call, number: int) -> Pending:
         self._meet(call, number, values, np.stack)
         return _InMeeting(self, number, lambda stacked: stacked.copy())
+
+    def _all_gather_parts(self, values: Array, call: Call, number: int) -> Pending:
+        parts = cut(values.size, self.size)
+
+        def finish(sent: list[Array]) -> Array:
+            for rank, part in enumerate(parts):
+                if rank != self.rank:
+                    values[part] = sent[rank]
+            return values
+
+        self._meet(call, number, values[parts[self.rank]], lambda brought: [b.copy() for b in brought])
+        return _InMeeting(self, number, finish)
+
+    def _reduce_scatter(self, values: Array, call: Call, number: int) -> Pending:
+        own = cut(values.size, self.size)[self.rank]
+
+        def finish(total: Array) -> Array:
+            with np.errstate(over="ignore"):  # a float16 sum may be infinite; that is its value
+                values[own] = total[own]
+            return values[own]
+
+        self._meet(call, number, values, lambda parts: reduce_in_rank_order(parts, "sum"))
+        return _InMeeting(self, number, finish)
+
+    def _all_to_all(self, parts: Sequence[Array], call: Call, number: int) -> list[Array]:
+        self._meet(call, number, parts, lambda brought: [[p.copy() for p in sent] for sent in brought])
+        return [sent[self.rank] for sent in self.take(number)]
+
+    def _all_gather_rows(self, values: Array, call: Call, number: int) -> list[Array]:
+        self._meet(call, number, values, lambda brought: [rows.copy() for rows in brought])
+        return [rows.copy() for rows in self.take(number)]
 
     def _barrier(self, call: Call, number: int) -> None:
         self._meet(call, number, None, len)

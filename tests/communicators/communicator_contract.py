@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from distopt.communicators.communicator import cut
 from distopt.errors import CommunicatorError
 
 CONTRACT = []
@@ -205,6 +206,99 @@ def large_copies_of_odd_length_are_whole(communicator):
 
 
 @contract
+def a_prepared_reduction_can_be_started_again_and_again(communicator):
+    values = np.zeros(70_001, np.float32)
+    start = communicator.prepare_all_reduce(values)
+    for step in range(3):
+        values[...] = communicator.rank + step
+        assert start().wait() is values
+        expected = communicator.size * (communicator.size - 1) / 2 + step * communicator.size
+        assert (values == expected).all()
+
+
+@contract
+def reduce_scatter_gives_each_rank_its_part_of_the_sum_in_rank_order(communicator):
+    size = communicator.size
+    for dtype in FLOATS + INTEGERS:
+        for length in (0, 1, 7, 1001):
+            for _ in range(2):
+                values = ramp((length,), dtype, communicator.rank)
+                own = cut(length, size)[communicator.rank]
+                result = communicator.reduce_scatter(values).wait()
+                assert result.base is values or result.base is values.base or result is values
+                expected = ramp((length,), np.int64, 0) * size + size * (size - 1) // 2
+                np.testing.assert_array_equal(result.astype(np.int64), expected[own])
+                np.testing.assert_array_equal(values[own], result)
+    mine = np.random.default_rng(communicator.rank).standard_normal(5001).astype(np.float32)
+    everyone = communicator.all_gather(mine).wait()
+    ordered = everyone[0].copy()
+    for other in everyone[1:]:
+        ordered += other
+    result = communicator.reduce_scatter(mine).wait()
+    assert result.tobytes() == ordered[cut(5001, size)[communicator.rank]].tobytes()
+
+
+@contract
+def parts_of_an_array_are_gathered_in_place(communicator):
+    for dtype in [*FLOATS, *INTEGERS, np.bool_]:
+        for length in (0, 1, 7, 1001):
+            for _ in range(2):
+                expected = ramp((length,), dtype, 3)
+                values = np.zeros(length, dtype)
+                own = cut(length, communicator.size)[communicator.rank]
+                values[own] = expected[own]
+                assert communicator.all_gather_parts(values).wait() is values
+                np.testing.assert_array_equal(values, expected)
+
+
+@contract
+def each_rank_receives_what_each_other_sent_to_it(communicator):
+    rank, size = communicator.rank, communicator.size
+    for dtype in [*FLOATS, *INTEGERS, np.bool_]:
+        for _ in range(2):
+            sent = [ramp((rank * 3 + to,), dtype, rank + to) for to in range(size)]
+            received = communicator.all_to_all(sent)
+            assert len(received) == size
+            for source, part in enumerate(received):
+                np.testing.assert_array_equal(part, ramp((source * 3 + rank,), dtype, source + rank))
+            received[0][...] = 0
+            communicator.barrier()
+            np.testing.assert_array_equal(sent[0], ramp((rank * 3,), dtype, rank))
+
+
+@contract
+def rows_of_different_numbers_are_gathered_by_rank(communicator):
+    for dtype in [*FLOATS, *INTEGERS, np.bool_]:
+        for tail in ((), (5,), (2, 3), (0,)):
+            for _ in range(2):
+                # Rank 1 has none.
+                lengths = [0 if rank == 1 else rank * 2 + 1 for rank in range(communicator.size)]
+                gathered = communicator.all_gather_rows(
+                    ramp((lengths[communicator.rank], *tail), dtype, communicator.rank)
+                )
+                assert len(gathered) == communicator.size
+                for rank, rows in enumerate(gathered):
+                    assert rows.dtype == dtype
+                    np.testing.assert_array_equal(rows, ramp((lengths[rank], *tail), dtype, rank))
+
+
+@contract
+def allocated_memory_is_zero_and_sums_in_it_are_right(communicator):
+    for dtype in (np.float32, np.float64, np.float16):
+        memory = communicator.allocate(300_001, dtype)
+        assert memory.shape == (300_001,)
+        assert memory.dtype == dtype
+        assert not memory.any()
+        for _ in range(2):
+            memory[...] = communicator.rank
+            memory[-1] = 7
+            communicator.all_reduce(memory[5:-1]).wait()
+            assert (memory[5:-1] == communicator.size * (communicator.size - 1) // 2).all()
+            assert (memory[:5] == communicator.rank).all()
+            assert memory[-1] == 7
+
+
+@contract
 def objects_travel(communicator):
     for root in range(communicator.size):
         sent = {"rank": communicator.rank, "text": "x" * 100_000, "none": None}
@@ -282,6 +376,14 @@ def wrong_arguments_raise_before_anything_is_sent(communicator):
         (TypeError, ">f4", lambda: communicator.all_reduce(good.astype(">f4"))),
         (TypeError, "Python objects", lambda: communicator.broadcast(objects)),
         (TypeError, "Python objects", lambda: communicator.all_gather(objects)),
+        (ValueError, "expected an array with one axis", lambda: communicator.reduce_scatter(good)),
+        (TypeError, "bool", lambda: communicator.reduce_scatter(np.ones(3, np.bool_))),
+        (ValueError, "read-only", lambda: communicator.all_gather_parts(read_only)),
+        (ValueError, "expected an array with one axis", lambda: communicator.all_gather_parts(good)),
+        (ValueError, "expected one array for each", lambda: communicator.all_to_all([])),
+        (ValueError, "without axes", lambda: communicator.all_gather_rows(np.array(1.0))),
+        (ValueError, "not C-contiguous", lambda: communicator.all_gather_rows(good.T[1:])),
+        (ValueError, '"max" or "min", got \'mean\'', lambda: communicator.prepare_all_reduce(good, "mean")),
         (ValueError, f"got {size}", lambda: communicator.broadcast(good, root=size)),
         (ValueError, "got -1", lambda: communicator.broadcast_object(1, root=-1)),
         (ValueError, "color must be >= 0, got -1", lambda: communicator.split(-1)),

@@ -38,7 +38,7 @@ def test_overlapping_reductions_are_finished_by_progress_alone(communicator):
     with connect("mpi", overlap=True) as overlapping:
         values = np.ones(5_000_000, np.float32)
         pending = overlapping.all_reduce(values)
-        while overlapping._running:
+        while overlapping._algorithms[0]._running:
             overlapping.progress()
         assert pending.test()
         assert (values == communicator.size).all()
