@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from distopt import checkpoint
-from distopt.aggregators import AllReduce, Pair, Ticket, combine_replicas
+from distopt.aggregators import Pair, Ticket, combine_replicas
 from distopt.backend import Array, Device
 from distopt.communicators import Communicator
 from distopt.data.dataset import Dataset
@@ -21,6 +21,7 @@ from distopt.data.prefetch import Prefetcher
 from distopt.data.sampler import Sampler, shard
 from distopt.errors import CheckpointError, CommunicatorError, NonFiniteError
 from distopt.evaluation import evaluate, load_weights
+from distopt.exchange import make_aggregator
 from distopt.metrics import MetricsFile, PhaseClock, Progress
 from distopt.models import Task
 from distopt.optimizers import ExponentialMovingAverage, LossScaleOptimizer
@@ -70,7 +71,7 @@ class Trainer:
             )
         shape = task.augmentation.output_shape(tuple(data.images.shape[1:]))  # type: ignore[arg-type]
         self.replicas = [Replica(task.model, shape, device, settings.seed) for device in devices]
-        self.aggregator = AllReduce(communicator, "mean", settings.bucket_bytes)
+        self.aggregator = make_aggregator(settings, communicator)
         self.optimizer = task.optimizer(
             settings.learning_rate,
             len(data.labels),
@@ -345,13 +346,15 @@ class Trainer:
     def save_checkpoint(self) -> None:
         """Write weights, moving averages and slots on rank 0; nothing where there is no output folder.
 
-        Collective where the model has statistics.
+        Collective where the model has statistics or the aggregator keeps something.
         """
         self._agree_on_statistics()
+        kept = self.aggregator.state()
         if self.settings.output is None or self.communicator.rank != 0:
             return
         arrays = {f"weights:{name}": value for name, value in self.weights().items()}
         arrays |= {f"slots:{name}": value for name, value in self.optimizer.state().items()}
+        arrays |= {f"aggregator:{name}": value for name, value in kept.items()}
         path = checkpoint.checkpoint_path(self.settings.output, self.step)
         checkpoint.save(path, arrays, self._manifest())
         checkpoint.prune(self.settings.output, keep=2)
@@ -414,6 +417,8 @@ class Trainer:
         load_weights(path, self.replicas[0], weights)
         slots = {k.partition(":")[2]: v for k, v in arrays.items() if k.startswith("slots:")}
         self.optimizer.load_state(slots, self.replicas[0].variables)
+        kept = {k.partition(":")[2]: v for k, v in arrays.items() if k.startswith("aggregator:")}
+        self.aggregator.load_state(kept, self.replicas[0].variables)
         for variable in self.replicas[0].variables:
             average = self.averages.average(variable)
             if average is not None:

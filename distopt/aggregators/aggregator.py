@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from distopt.aggregators.ticket import Ticket
+from distopt.backend import Array
+from distopt.variables import Variable
 
 __all__ = ["Aggregator", "GradientAggregator", "Pair"]
 
@@ -20,12 +22,23 @@ GradientAggregator: TypeAlias = "Aggregator | Callable[[list[Pair]], Iterable[Pa
 class Aggregator(ABC):
     """Combines gradients over replicas. Consumes pairs one by one, so a tape's generator drives it.
 
+    An aggregator of your own defines `reduce`; the other methods do nothing unless it defines them too.
+
     Attributes:
         ticket: the totals of the last `reduce`, the same on every rank.
+        ready: whether the last `reduce` gave gradients to apply. False: nothing is to be updated in this
+            step, because no rank had an example, or because gradients are being accumulated; all
+            gradients are None then. The same on every rank.
+        exposed_seconds: time that the last `reduce` spent in communication calls, while nothing was
+            computed: starting, polling and waiting, slower ranks included.
+        wire_bytes: how much of gradients the last `reduce` gave to the communicator, encoded.
     """
 
     def __init__(self) -> None:
         self.ticket = Ticket()
+        self.ready = True
+        self.exposed_seconds = 0.0
+        self.wire_bytes = 0
 
     @abstractmethod
     def reduce(self, pairs: Iterable[Pair], ticket: Ticket | None = None) -> list[Pair]:
@@ -45,3 +58,32 @@ class Aggregator(ABC):
     def __call__(self, pairs: Iterable[Pair]) -> list[Pair]:
         """Reduce plain pairs, as a Keras `gradient_aggregator` is called."""
         return self.reduce(pairs)
+
+    def after_apply(self, variables: Sequence[Variable]) -> None:
+        """Do what is left after the variables were updated; optimizers call it. Collective.
+
+        Args:
+            variables: those that `reduce` was given.
+        """
+        del variables
+
+    def state(self) -> dict[str, Array]:
+        """Return what a checkpoint must hold for the aggregator to go on, by name. Collective."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Array], variables: Sequence[Variable]) -> None:
+        """Restore what `state` gave, also on another number of ranks. Collective.
+
+        Args:
+            state: the same on every rank.
+            variables: all that will be given to `reduce`.
+
+        Raises:
+            ValueError: it is the state of another aggregator or model.
+        """
+        del variables
+        if state:
+            raise ValueError(
+                f"{type(self).__name__} keeps nothing between steps, but the checkpoint holds "
+                f"{sorted(state)[:3]} of another aggregator; use the one it was written with"
+            )

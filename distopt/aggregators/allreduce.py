@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
-
 from distopt.aggregators.aggregator import Aggregator, Pair
+from distopt.aggregators.agreement import Agreement
 from distopt.aggregators.buckets import SlabReduction
 from distopt.aggregators.loose import RowsBesides, reduce_loose
 from distopt.aggregators.ticket import Ticket
-from distopt.backend import Array
 from distopt.communicators import Communicator
-from distopt.errors import CommunicatorError
 from distopt.variables import IndexedSlices, Variable, dense_gradient
 
 __all__ = ["AllReduce"]
@@ -33,11 +29,6 @@ class AllReduce(Aggregator):
             counted in the same step, so ranks with unequal or no examples are right. "sum": the sum.
         bucket_bytes: size of the pieces that are reduced at a time, in bytes. 4 MiB measured best for
             MPI within a host.
-
-    Attributes:
-        exposed_seconds: time that the last `reduce` spent in communication calls, while nothing was
-            computed: starting, polling and waiting, slower ranks included.
-        bytes_reduced: how much the last `reduce` gave to the communicator.
 
     Raises:
         ValueError: unknown reduction, or `bucket_bytes` below 1.
@@ -60,17 +51,17 @@ class AllReduce(Aggregator):
         self.communicator = communicator
         self.reduction = reduction
         self.bucket_bytes = bucket_bytes
-        self.exposed_seconds = 0.0
-        self.bytes_reduced = 0
+        self._agreement = Agreement(communicator, f"AllReduce(reduction={reduction!r}, {bucket_bytes} bytes)")
         self._leading_slab: int | None = None
 
     def reduce(self, pairs: Iterable[Pair], ticket: Ticket | None = None) -> list[Pair]:
         """See `Aggregator.reduce`.
 
         Raises:
-            ValueError: reduction is "mean" and no number of examples was given, or no rank has any; a
-                variable comes twice; a shape differs from its variable's.
-            CommunicatorError: the ranks gave different variables.
+            ValueError: reduction is "mean" and no number of examples was given; a variable comes twice; a
+                shape differs from its variable's.
+            CommunicatorError: the ranks gave different variables, are at different steps, or one of them
+                reported an error.
         """
         if self.reduction == "mean" and ticket is None:
             raise ValueError(
@@ -118,59 +109,32 @@ class AllReduce(Aggregator):
 
     def _finish(self, given: list[Pair], slabs: dict[int, SlabReduction], ticket: Ticket) -> list[Pair]:
         """Start what is left, in one order on all ranks, and wait for everything."""
+        # Backward gives gradients as they become final, the missing ones last: sort that out.
+        ordered = sorted(given, key=lambda pair: pair[1].number)
+        self._agreement.start(ordered)
         # Only one slab streams, the first one of the step before: the order in which gradients come
         # depends on which a rank has, the order of the slabs does not.
         order = sorted(slabs, key=lambda number: (number != self._leading_slab, number))
         for number in order:
             slabs[number].fill_missing(slabs[number].slab.variables)
+            if number == self._leading_slab:
+                slabs[number].start_complete_buckets()
+        self.ticket, presence = self._agreement.total(ticket, ordered)
+        for number in order:
             slabs[number].start_complete_buckets()
         self._leading_slab = min(slabs, default=None)
-        # Backward gives gradients as they become final, the missing ones last: sort that out.
-        ordered = sorted(given, key=lambda pair: pair[1].number)
-        totals = np.concatenate([ticket.to_array(), _fingerprint(ordered)])
-        self.communicator.all_reduce(totals).wait()
-        self._check_same_variables(totals[-2:])
-        self.ticket = Ticket.from_array(totals[:-2])
-        divisor = self._divisor()
-        reduced = reduce_loose(self.communicator, ordered, self._presence(ordered), divisor)
+        self.ready = self.reduction == "sum" or not self._agreement.says_nothing_to_do(self.ticket)
+        divisor = self.ticket.examples if self.reduction == "mean" and self.ready else None
+        reduced = reduce_loose(self.communicator, ordered, presence, divisor)
         for number in order:
             slabs[number].wait(divisor)
+        self.wire_bytes = sum(r.slab.gradients.nbytes for r in slabs.values())
+        if not self.ready:
+            return [(None, variable) for _, variable in ordered]
         reduced = [(_joined(gradient, variable), variable) for gradient, variable in reduced]
-        self.bytes_reduced = totals.nbytes + sum(r.slab.gradients.nbytes for r in slabs.values())
         found = {id(variable): gradient for gradient, variable in reduced}
         # In one order on all ranks, for transforms that go by places or sum over gradients.
         return [(found[id(variable)], variable) for _, variable in ordered]
-
-    def _presence(self, given: list[Pair]) -> Array:
-        """Return on how many ranks each variable has a gradient, and on how many it is sparse."""
-        presence = np.array(
-            [[g is not None for g, _ in given], [isinstance(g, IndexedSlices) for g, _ in given]], np.float32
-        )
-        self.communicator.all_reduce(presence.reshape(-1)).wait()
-        return presence
-
-    def _check_same_variables(self, sums: Array) -> None:
-        """Raise on every rank unless all gave variables of the same shapes and dtypes.
-
-        The sum of squares is the square of the sum over the number of ranks only if all are equal.
-        """
-        size = self.communicator.size
-        if size * int(sums[1]) != int(sums[0]) ** 2:
-            raise CommunicatorError(
-                f"the {size} ranks gave gradients of different variables (their shapes and dtypes, in the "
-                "order of their creation, differ). Build the same model in the same order on every rank, "
-                "and give every variable on every rank, with None where it has no gradient."
-            )
-
-    def _divisor(self) -> float | None:
-        if self.reduction == "sum":
-            return None
-        if self.ticket.examples == 0:
-            raise ValueError(
-                "no rank has any example in this step, so there is nothing to average over; "
-                "skip the step on every rank, or give at least one rank an example"
-            )
-        return self.ticket.examples
 
 
 def _joined(gradient: Any, variable: Variable) -> Any:
@@ -181,10 +145,3 @@ def _joined(gradient: Any, variable: Variable) -> Any:
     assert whole is not None
     whole += gradient.rows.to_dense()
     return whole
-
-
-def _fingerprint(given: list[Pair]) -> Array:
-    """Return a number that tells lists of variables apart, and its square, small enough to sum exactly."""
-    schema = ";".join(f"{v.shape}{v.dtype.str}{v.slab is not None}" for _, v in given)
-    number = float(zlib.crc32(schema.encode()) & 0xFFFFF)
-    return np.array([number, number * number])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -21,6 +21,11 @@ class Ticket:
         correct: number of examples classified right.
         not_finite: 1 on a rank whose loss or input is NaN or infinite; then the number of such ranks.
         stop: 1 on a rank that was asked to stop; then the number of such ranks.
+        preempt: 1 on a rank that is about to lose its machine; then the number of such ranks.
+        error: 1 on a rank that can't do this step; then the number of such ranks. An aggregator raises
+            `CommunicatorError` on all of them, with the reasons.
+        step: number of the step, the same on every rank; None: the aggregator counts. Not summed.
+        reason: why, where `error` is 1. Not summed; sent only then.
     """
 
     examples: float = 0.0
@@ -28,15 +33,26 @@ class Ticket:
     correct: float = 0.0
     not_finite: float = 0.0
     stop: float = 0.0
+    preempt: float = 0.0
+    error: float = 0.0
+    step: int | None = None
+    reason: str = ""
 
     def to_array(self) -> Array:
-        """Return the record as float64 [5], which sums counts exactly up to 2**53."""
-        return np.array(astuple(self), np.float64)
+        """Return the summed fields as float64 [7], which sums counts exactly up to 2**53."""
+        return np.array([getattr(self, name) for name in _SUMMED], np.float64)
 
     def __add__(self, other: Ticket) -> Ticket:
-        return Ticket.from_array(self.to_array() + other.to_array())
+        total = Ticket.from_array(self.to_array() + other.to_array())
+        total.step = self.step if other.step is None else other.step
+        total.reason = "; ".join(filter(None, (self.reason, other.reason)))
+        return total
 
     @classmethod
     def from_array(cls, array: Array) -> Ticket:
         """Return the record that `to_array` gave."""
-        return cls(*(float(value) for value in array))
+        examples, loss, correct, not_finite, stop, preempt, error = (float(value) for value in array)
+        return cls(examples, loss, correct, not_finite, stop, preempt, error)
+
+
+_SUMMED = [field.name for field in fields(Ticket)][:7]

@@ -339,7 +339,8 @@ class Optimizer(Updates):
             examples: how many examples this rank's gradients are sums over.
 
         Returns:
-            `iterations`, after the update; without any pairs nothing happens.
+            `iterations`, after the update; without any pairs nothing happens, nor where the aggregator has
+            nothing to apply in this step (`Aggregator.ready`).
 
         Raises:
             ValueError: no variable has a gradient, or a shape differs from its variable's.
@@ -356,10 +357,14 @@ class Optimizer(Updates):
         given = check_pairs(pairs)
         if not given:
             return self.step
-        kept = with_gradient(given)
-        if len(kept) < len(given):
-            self._tell_missing(given)
-        self.apply(list(self._transform_gradients(kept)), values)
+        aggregator = self.gradient_aggregator
+        if not isinstance(aggregator, Aggregator) or aggregator.ready:
+            kept = with_gradient(given)
+            if len(kept) < len(given):
+                self._tell_missing(given)
+            self.apply(list(self._transform_gradients(kept)), values)
+        if isinstance(aggregator, Aggregator):
+            aggregator.after_apply([variable for _, variable in given])
         return self.step
 
     def _read_hyperparameters(self) -> dict[str, float]:

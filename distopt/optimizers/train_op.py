@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -293,11 +293,18 @@ class _Pipeline(Aggregator):
             if ticket is None and not averages:
                 ticket = Ticket()
             reduced = inner.reduce(self._noting_loss(pairs, ticket), ticket)
-            self.ticket = inner.ticket
+            self.ticket, self.ready = inner.ticket, inner.ready
+            if not self.ready:
+                return reduced
             total = self.ticket.loss / (self.ticket.examples if averages else 1.0)
             self.loss = np.asarray(total, self._own.dtype)
         self._train_op.run_update_ops()
         return self._train_op.finished(reduced)
+
+    def after_apply(self, variables: Sequence[Variable]) -> None:
+        """See `Aggregator.after_apply`."""
+        if isinstance(self._inner, Aggregator):
+            self._inner.after_apply(variables)
 
     def _noting_loss(self, pairs: Iterable[Pair], ticket: Ticket | None) -> Iterator[Pair]:
         """Pass pairs on; then enter the loss, by when a GPU has all of the backward pass to do."""

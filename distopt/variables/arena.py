@@ -7,7 +7,7 @@ the optimizer's formula, checksums and checkpoints then work on one array instea
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,17 +63,25 @@ class Arena:
     Args:
         variables: in the order of their creation; their values move into the arena.
         device: where the arena lives; that of the first variable when not given.
+        allocate: makes zeroed memory, (size, dtype) -> [size], for values and for gradients; such as
+            `Communicator.allocate`, whose memory the ranks of a host share. The device's own when not given.
 
     Raises:
         ValueError: no variables, two of one name, one that is in another arena already.
     """
 
-    def __init__(self, variables: Iterable[Variable], device: Device | None = None) -> None:
+    def __init__(
+        self,
+        variables: Iterable[Variable],
+        device: Device | None = None,
+        allocate: Callable[[int, np.dtype[Any]], Array] | None = None,
+    ) -> None:
         created = list(variables)
         if not created:
             raise ValueError("an arena needs at least one variable; got none")
         _check_members(created)
         self.device = device or created[0].device
+        self._allocate = self.device.zeros if allocate is None else allocate
         self.variables: list[Variable] = created[::-1]
         by_dtype: dict[np.dtype[Any], list[Variable]] = {}
         for variable in self.variables:
@@ -83,7 +91,7 @@ class Arena:
     def _lay_out(self, members: list[Variable]) -> Slab:
         dtype = members[0].dtype
         total = sum(_padded(variable.size, dtype) for variable in members)
-        slab = Slab(self.device.zeros(total, dtype), self.device.zeros(total, dtype), members)
+        slab = Slab(self._allocate(total, dtype), self._allocate(total, dtype), members)
         start = 0
         for variable in members:
             stop = start + variable.size

@@ -137,19 +137,33 @@ def test_ten_small_gradients_are_one_all_reduce():
             if in_arena:
                 Arena(variables)
             AllReduce(communicator, "sum").reduce([(v.numpy(), v) for v in variables])
-            # The ticket, the table of which gradients exist, and all gradients at once.
-            assert sorted(sizes) == sorted([7, 20, 640 if in_arena else 100])
+            # The ticket, and all gradients at once.
+            assert sorted(sizes) == sorted([10, 640 if in_arena else 100])
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_a_mean_over_no_examples_raises_on_every_rank(ranks):
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("in_arena", [True, False])
+def test_a_step_without_any_example_is_left_out_on_all_ranks_and_rank_0_says_so(ranks, in_arena, caplog):
     def run(communicator):
-        w = Variable(1.0, name="w")
-        with pytest.raises(ValueError, match="no rank has any example"):
-            AllReduce(communicator).reduce([(np.float32(0), w)], Ticket())
-        return "raised"
+        w = Variable([1.0, 2.0], name="w")
+        if in_arena:
+            Arena([w])
+        optimizer = SGD(0.5, momentum=0.9, gradient_aggregator=AllReduce(communicator))
+        optimizer.apply_gradients([(np.ones(2, "f4"), w)], examples=1)
+        before = w.numpy().tolist(), optimizer.get_weights()[1].tolist(), int(optimizer.iterations)
+        optimizer.apply_gradients([(None, w)], examples=0)
+        assert (w.numpy().tolist(), optimizer.get_weights()[1].tolist(), int(optimizer.iterations)) == before
+        optimizer.apply_gradients([(np.ones(2, "f4"), w)], examples=0.5)  # a weighted example
+        return w.numpy().tolist()
 
-    assert world(ranks, run) == ["raised"] * ranks
+    # Rates 0.5 * gradients: 1 / 1, then with momentum 0.9 + 1 / 0.5.
+    expected = pytest.approx([0.5 - 0.5 * (0.9 + 2), 1.5 - 0.5 * (0.9 + 2)])
+    for found in world(ranks, run):
+        assert found == expected
+    said = [record.message for record in caplog.records if "no rank has an example" in record.message]
+    assert said == [
+        "step 1: no rank has an example (their total is 0), so the update is left out on all ranks"
+    ]
 
 
 def test_wrong_settings_are_refused():
@@ -239,7 +253,10 @@ def test_a_rank_without_examples_counts_for_nothing_in_a_mean(ranks):
 def test_ranks_that_give_different_variables_all_raise():
     def run(communicator):
         variables = [Variable(1.0, name=str(n)) for n in range(2 + (communicator.rank == 1))]
-        with pytest.raises(CommunicatorError, match="gradients of different variables"):
+        with pytest.raises(
+            CommunicatorError,
+            match=r"rank 1 on .* has other variables than rank 0: 3 variables there and 2 on rank 0",
+        ):
             AllReduce(communicator, "sum").reduce([(np.float32(1), v) for v in variables])
         return "raised"
 
