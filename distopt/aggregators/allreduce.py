@@ -8,11 +8,12 @@ from typing import Any
 
 from distopt.aggregators.aggregator import Aggregator, Pair
 from distopt.aggregators.agreement import Agreement
-from distopt.aggregators.buckets import SlabReduction
+from distopt.aggregators.buckets import BucketReduction, PlainReduction, SlabReduction
 from distopt.aggregators.loose import RowsBesides, reduce_loose
 from distopt.aggregators.ticket import Ticket
+from distopt.backend import Array
 from distopt.communicators import Communicator
-from distopt.variables import IndexedSlices, Variable, dense_gradient
+from distopt.variables import IndexedSlices, Slab, Variable, dense_gradient
 
 __all__ = ["AllReduce"]
 
@@ -69,6 +70,7 @@ class AllReduce(Aggregator):
                 "given: pass examples=len(batch) to minimize or apply_gradients, or use reduction='sum'"
             )
         self.exposed_seconds = 0.0
+        self.wire_bytes = 0
         slabs: dict[int, SlabReduction] = {}
         given = self._consume(pairs, slabs)
         return self._timed(lambda: self._finish(given, slabs, ticket or Ticket()))
@@ -93,7 +95,7 @@ class AllReduce(Aggregator):
             slab = variable.slab
             if slab is not None:
                 if slab.number not in slabs:
-                    slabs[slab.number] = SlabReduction(slab, self.communicator, self.bucket_bytes)
+                    slabs[slab.number] = SlabReduction(slab, self._start_bucket, self.bucket_bytes)
                 if isinstance(gradient, IndexedSlices):
                     variable.gradient[...] = 0  # the rows go by themselves, at the end
                 elif gradient is not None and gradient is not variable.gradient:
@@ -106,6 +108,17 @@ class AllReduce(Aggregator):
             # MPI moves data only inside its calls; without this, nothing would overlap.
             self._timed(self.communicator.progress)
         return given
+
+    def _start_bucket(self, slab: Slab, part: slice) -> BucketReduction:
+        """Start the sum of a part of a slab's gradients, complete on this rank; to be overridden."""
+        bucket = slab.gradients[part]
+        self.wire_bytes += bucket.nbytes
+        return PlainReduction(self.communicator.all_reduce(bucket), bucket)
+
+    def _sum_packed(self, packed: Array, divisor: float | None) -> None:
+        """Sum the packed gradients of variables outside an arena, and divide them; to be overridden."""
+        self.wire_bytes += packed.nbytes
+        PlainReduction(self.communicator.all_reduce(packed), packed).finish(divisor)
 
     def _finish(self, given: list[Pair], slabs: dict[int, SlabReduction], ticket: Ticket) -> list[Pair]:
         """Start what is left, in one order on all ranks, and wait for everything."""
@@ -125,10 +138,9 @@ class AllReduce(Aggregator):
         self._leading_slab = min(slabs, default=None)
         self.ready = self.reduction == "sum" or not self._agreement.says_nothing_to_do(self.ticket)
         divisor = self.ticket.examples if self.reduction == "mean" and self.ready else None
-        reduced = reduce_loose(self.communicator, ordered, presence, divisor)
+        reduced = reduce_loose(self.communicator, ordered, presence, divisor, self._sum_packed)
         for number in order:
             slabs[number].wait(divisor)
-        self.wire_bytes = sum(r.slab.gradients.nbytes for r in slabs.values())
         if not self.ready:
             return [(None, variable) for _, variable in ordered]
         reduced = [(_joined(gradient, variable), variable) for gradient, variable in reduced]

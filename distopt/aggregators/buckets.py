@@ -6,11 +6,41 @@ rank, whichever gradients exist and whenever they come.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 from distopt.backend import Array
-from distopt.communicators import Communicator, Pending
+from distopt.communicators import Pending
 from distopt.variables import Slab, Variable
 
-__all__ = ["SlabReduction"]
+__all__ = ["BucketReduction", "PlainReduction", "SlabReduction"]
+
+
+class BucketReduction(Protocol):
+    """The reduction of a bucket, under way."""
+
+    def finish(self, divisor: float | None) -> None:
+        """Wait for it, and leave the sum over ranks, divided where there is a divisor, in the bucket."""
+        ...
+
+
+class PlainReduction:
+    """A sum that is divided when it is there.
+
+    Args:
+        pending: of the sum.
+        bucket: where it will be.
+    """
+
+    def __init__(self, pending: Pending, bucket: Array) -> None:
+        self._pending = pending
+        self._bucket = bucket
+
+    def finish(self, divisor: float | None) -> None:
+        """See `BucketReduction.finish`."""
+        self._pending.wait()
+        if divisor is not None:
+            self._bucket /= self._bucket.dtype.type(divisor)
 
 
 class SlabReduction:
@@ -18,19 +48,21 @@ class SlabReduction:
 
     Args:
         slab: whose gradients are reduced, in place.
-        communicator: over whose ranks.
+        start_bucket: starts the reduction of a part of the slab's gradients.
         bucket_bytes: size of a bucket, the last one of a slab is what is left.
     """
 
-    def __init__(self, slab: Slab, communicator: Communicator, bucket_bytes: int) -> None:
+    def __init__(
+        self, slab: Slab, start_bucket: Callable[[Slab, slice], BucketReduction], bucket_bytes: int
+    ) -> None:
         self.slab = slab
-        self._communicator = communicator
+        self._start_bucket = start_bucket
         self._bucket = max(1, bucket_bytes // slab.dtype.itemsize)
         self._final: set[int] = set()
         self._next_variable = 0
         self._complete = 0  # elements [0, complete) are final
         self._started = 0  # elements [0, started) are being reduced
-        self.pending: list[Pending] = []
+        self._running: list[BucketReduction] = []
 
     def add(self, variable: Variable) -> None:
         """Note that the segment of `variable` is final."""
@@ -47,7 +79,7 @@ class SlabReduction:
             stop = min(self._started + self._bucket, size)
             if stop > self._complete:
                 return
-            self.pending.append(self._communicator.all_reduce(self.slab.gradients[self._started : stop]))
+            self._running.append(self._start_bucket(self.slab, slice(self._started, stop)))
             self._started = stop
 
     @property
@@ -62,13 +94,7 @@ class SlabReduction:
                 variable.gradient[...] = 0
                 self.add(variable)
 
-    def wait(self, divisor: float | None) -> Array:
-        """Wait for every bucket, divide, and return the slab's gradients."""
-        start = 0
-        for pending in self.pending:
-            pending.wait()
-            if divisor is not None:
-                stop = min(start + self._bucket, self.slab.gradients.size)
-                self.slab.gradients[start:stop] /= self.slab.dtype.type(divisor)
-                start = stop
-        return self.slab.gradients
+    def wait(self, divisor: float | None) -> None:
+        """Wait for every bucket, in order, and divide it."""
+        for bucket in self._running:
+            bucket.finish(divisor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,11 @@ class RowsBesides:
 
 
 def reduce_loose(
-    communicator: Communicator, given: list[Pair], presence: Array, divisor: float | None
+    communicator: Communicator,
+    given: list[Pair],
+    presence: Array,
+    divisor: float | None,
+    sum_packed: Callable[[Array, float | None], None],
 ) -> list[Pair]:
     """Return all pairs with global gradients; dense ones of arena variables are their arena views.
 
@@ -36,13 +41,14 @@ def reduce_loose(
         presence: [2, pairs]: on how many ranks a variable has a gradient, and how many of these are
             IndexedSlices.
         divisor: what to divide sums by; None not to.
+        sum_packed: sums an array over ranks and divides it, in place.
     """
     kinds = [_kind(v, int(presence[0, i]), int(presence[1, i])) for i, (_, v) in enumerate(given)]
     dense = [i for i, kind in enumerate(kinds) if kind == "dense"]
     found: dict[int, Any] = {}
     for dtype in sorted({given[i][1].dtype.str for i in dense}):
         members = [i for i in dense if given[i][1].dtype.str == dtype]
-        found.update(_reduce_packed(communicator, given, members, divisor))
+        found.update(_reduce_packed(given, members, divisor, sum_packed))
     for i, kind in enumerate(kinds):
         if kind == "sparse":
             found[i] = _gather_rows(communicator, *given[i], divisor)
@@ -67,7 +73,10 @@ def _kind(variable: Variable, present: int, sparse: int) -> str:
 
 
 def _reduce_packed(
-    communicator: Communicator, given: list[Pair], members: list[int], divisor: float | None
+    given: list[Pair],
+    members: list[int],
+    divisor: float | None,
+    sum_packed: Callable[[Array, float | None], None],
 ) -> dict[int, Array]:
     """Sum the gradients of several variables of one dtype as one array."""
     first = given[members[0]][1]
@@ -82,9 +91,7 @@ def _reduce_packed(
             view[...] = dense_gradient(gradient, variable)
         views[i] = view
         start += size
-    communicator.all_reduce(flat).wait()
-    if divisor is not None:
-        flat /= flat.dtype.type(divisor)
+    sum_packed(flat, divisor)
     return views
 
 
@@ -92,19 +99,16 @@ def _gather_rows(
     communicator: Communicator, gradient: IndexedSlices | None, variable: Variable, divisor: float | None
 ) -> IndexedSlices:
     """Concatenate the rows of all ranks, in rank order; ranks may have different numbers of them."""
-    rows = np.zeros(1, np.int64) + (0 if gradient is None else len(gradient.indices))
-    counts = [int(n) for n in communicator.all_gather(rows).wait().reshape(-1)]
-    longest = max(counts)
-    values = variable.device.zeros((longest, *variable.shape[1:]), variable.dtype)
-    indices = variable.device.zeros(longest, np.int64)
-    if gradient is not None:
-        values[: len(gradient.indices)] = gradient.values
-        indices[: len(gradient.indices)] = gradient.indices
-    xp = namespace(values)
-    all_values = communicator.all_gather(values).wait()
-    all_indices = communicator.all_gather(indices).wait()
-    kept_values = xp.concatenate([all_values[rank, :n] for rank, n in enumerate(counts)])
-    kept_indices = xp.concatenate([all_indices[rank, :n] for rank, n in enumerate(counts)])
+    device = variable.device
+    if gradient is None:
+        gradient = IndexedSlices(
+            device.zeros((0, *variable.shape[1:]), variable.dtype), device.zeros(0, np.int64), variable.shape
+        )
+    xp = namespace(variable.value)
+    rows = xp.ascontiguousarray(device.asarray(gradient.values, variable.dtype))
+    places = xp.ascontiguousarray(device.asarray(gradient.indices, np.int64))
+    values = xp.concatenate(communicator.all_gather_rows(rows))
+    indices = xp.concatenate(communicator.all_gather_rows(places))
     if divisor is not None:
-        kept_values /= kept_values.dtype.type(divisor)
-    return IndexedSlices(kept_values, kept_indices, variable.shape)
+        values /= values.dtype.type(divisor)
+    return IndexedSlices(values, indices, variable.shape)
