@@ -48,6 +48,7 @@ from distopt.communicators.communicator import (
     reduce_in_rank_order,
     wire_dtype,
 )
+from distopt.communicators.ring import Ring
 from distopt.communicators.watchdog import Note, Watchdog
 from distopt.errors import CommunicatorError
 
@@ -108,6 +109,31 @@ class _Notes:
     def flush(self) -> None:
         MPI.Request.waitall(self._sends)
         self._sends.clear()
+
+
+class MpiLinks:
+    """Messages between the ranks of an MPI communicator; see `flows.Links`.
+
+    Args:
+        mpi: nothing else sends messages on it.
+    """
+
+    def __init__(self, mpi: MPI.Intracomm) -> None:
+        self._mpi = mpi
+        self.rank = mpi.Get_rank()
+        self.size = mpi.Get_size()
+
+    def send(self, values: Array, to: int, tag: int) -> MPI.Request:
+        """Start to send; the receiver knows the length."""
+        return self._mpi.Isend(values.view(np.uint8), to, tag)
+
+    def receive(self, values: Array, source: int, tag: int) -> MPI.Request:
+        """Start to receive as many bytes as `values` has."""
+        return self._mpi.Irecv(values.view(np.uint8), source, tag)
+
+    def test_some(self, requests: Sequence[MPI.Request]) -> Sequence[int]:
+        """Return the places of the requests that are done now."""
+        return MPI.Request.Testsome(requests) or []
 
 
 class _Blocking(Algorithm):
@@ -295,6 +321,18 @@ class MpiCommunicator(Communicator):
         self._algorithms: list[Algorithm] = [_Blocking(self._mpi, self._waiting)]
         if self._overlap:
             self._algorithms.insert(0, _NonBlocking(self._mpi, self._waiting))
+        self._algorithms.append(Ring(MpiLinks(self._mpi), self._waiting))
+
+    def prefer(self, name: str) -> None:
+        """Do all_reduce by the algorithm of that name, wherever it can. The same on all ranks.
+
+        Raises:
+            ValueError: there is none of that name.
+        """
+        names = [algorithm.name for algorithm in self._algorithms]
+        if name not in names:
+            raise ValueError(f"there is no all_reduce algorithm {name!r}; there are {', '.join(names)}")
+        self._algorithms.sort(key=lambda algorithm: algorithm.name != name)
 
     def progress(self) -> None:
         """Let MPI move on, take note of what is done, and start what was queued."""
@@ -376,8 +414,10 @@ class MpiCommunicator(Communicator):
         flat = _flat(wire)
         chosen = next(algorithm for algorithm in self._algorithms if algorithm.can(flat, op))
         with self._translate_errors(call.operation, number):
-            if isinstance(chosen, _Blocking):
-                self._start_all()
+            for other in self._algorithms:
+                # What waits inside one algorithm doesn't move the others on, so only one has work at a time.
+                if other is not chosen:
+                    other.flush()
             pending = chosen.start(flat, op, number)
 
         def finish() -> Array:
