@@ -55,6 +55,17 @@ class Aggregator(ABC):
             where no rank had a gradient.
         """
 
+    def aggregate(self, pairs: Iterable[Pair], examples: float | None = None) -> list[Pair]:
+        """Return the global gradients: `reduce` by a number of examples, for programs without our optimizers.
+
+        Args:
+            pairs: as for `reduce`; the gradients may be arrays of any library that speaks DLPack or an array
+                interface, such as PyTorch's and JAX's.
+            examples: how many examples this rank's gradients are sums over; aggregators that average by the
+                global batch need it.
+        """
+        return self.reduce(pairs, None if examples is None else Ticket(examples=examples))
+
     def __call__(self, pairs: Iterable[Pair]) -> list[Pair]:
         """Reduce plain pairs, as a Keras `gradient_aggregator` is called."""
         return self.reduce(pairs)

@@ -13,7 +13,7 @@ from distopt.aggregators.loose import RowsBesides, reduce_loose
 from distopt.aggregators.ticket import Ticket
 from distopt.backend import Array
 from distopt.communicators import Communicator
-from distopt.variables import IndexedSlices, Slab, Variable, dense_gradient
+from distopt.variables import IndexedSlices, Slab, Variable, adopted_gradient, dense_gradient
 
 __all__ = ["AllReduce"]
 
@@ -91,6 +91,7 @@ class AllReduce(Aggregator):
                     f"variable {variable.name!r} comes twice; add its gradients up before reducing them"
                 )
             seen.add(id(variable))
+            gradient = adopted_gradient(gradient, variable)
             given.append((gradient, variable))
             slab = variable.slab
             if slab is not None:
