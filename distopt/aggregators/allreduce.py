@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from distopt.aggregators.aggregator import Aggregator, Pair
+from distopt.aggregators.aggregator import Aggregator, Pair, begin_step
 from distopt.aggregators.agreement import Agreement
 from distopt.aggregators.buckets import BucketReduction, PlainReduction, SlabReduction
 from distopt.aggregators.loose import RowsBesides, reduce_loose
 from distopt.aggregators.ticket import Ticket
 from distopt.backend import Array
 from distopt.communicators import Communicator
-from distopt.variables import IndexedSlices, Slab, Variable, adopted_gradient, dense_gradient
+from distopt.variables import IndexedSlices, Slab, Variable, dense_gradient
 
 __all__ = ["AllReduce"]
 
@@ -72,7 +72,7 @@ class AllReduce(Aggregator):
         self.exposed_seconds = 0.0
         self.wire_bytes = 0
         slabs: dict[int, SlabReduction] = {}
-        given = self._consume(pairs, slabs)
+        given = self._consume(begin_step(self.communicator, pairs), slabs)
         return self._timed(lambda: self._finish(given, slabs, ticket or Ticket()))
 
     def _timed(self, communicate: Callable[[], Any]) -> Any:
@@ -91,7 +91,6 @@ class AllReduce(Aggregator):
                     f"variable {variable.name!r} comes twice; add its gradients up before reducing them"
                 )
             seen.add(id(variable))
-            gradient = adopted_gradient(gradient, variable)
             given.append((gradient, variable))
             slab = variable.slab
             if slab is not None:
