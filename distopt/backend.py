@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from distopt import dlpack
 from distopt.errors import BackendError
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "GpuStatus",
     "MemoryPool",
     "Stopwatch",
+    "adopted",
     "asnumpy",
     "choose_device",
     "current_device",
@@ -191,7 +193,13 @@ class Device:
         return array
 
     def asarray(self, values: Any, dtype: Any = None) -> Array:
-        """Return `values` as an array on this device; copies only when they are elsewhere."""
+        """Return `values` as an array on this device; copies only when they are elsewhere.
+
+        Args:
+            values: array of any library that `adopted` takes, number or list.
+            dtype: of the result; None keeps that of `values`.
+        """
+        values = adopted(values)
         if self.kind == "cpu":
             return np.asarray(asnumpy(values), dtype)
         with self.activate():
@@ -235,8 +243,82 @@ def device_of(array: Any) -> Device:
     return Device("cuda", int(array.device.id)) if _is_cupy(array) else Device()
 
 
+def adopted(value: Any) -> Any:
+    """Return an array of another library as one of NumPy or CuPy, on the same memory where it can be.
+
+    Arrays of PyTorch, JAX and others come in through DLPack (https://dmlc.github.io/dlpack/latest/), the
+    array interfaces of NumPy and CUDA, or `__array__`. A tensor that requires a gradient is detached.
+
+    Args:
+        value: array of any library; arrays of NumPy and CuPy, numbers, lists and all else stay what they are.
+
+    Returns:
+        An array that must not be written to: its memory is the caller's, and may be read-only. bfloat16 has
+        the dtype of `ml_dtypes`. Memory of a GPU becomes a CuPy array; where there is no CuPy, it is copied
+        to the host if its library does that by itself (JAX does).
+
+    Raises:
+        TypeError: the memory can't be reached: another kind of device, or a layout that is no plain array.
+        BackendError: it is on a GPU, and CuPy can't be imported.
+    """
+    kind = type(value)
+    if kind is np.ndarray or kind.__module__.partition(".")[0] in _NOT_FOREIGN:
+        return value
+    if isinstance(value, np.ndarray) or not any(hasattr(value, name) for name in _PROTOCOLS):
+        return value
+    if callable(getattr(value, "detach", None)):
+        value = value.detach()
+    try:
+        return _adopted_from_gpu(value) if _is_on_gpu(value) else _adopted_from_host(value)
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        raise TypeError(
+            f"the memory of this {kind.__module__}.{kind.__qualname__} can't be read as an array: "
+            f"{str(error).rstrip('.')}. Pass a dense array that lies in host memory or on a CUDA device."
+        ) from error
+
+
+_NOT_FOREIGN = frozenset({"builtins", "numpy", "cupy", "distopt", "ml_dtypes"})
+_PROTOCOLS = ("__dlpack__", "__cuda_array_interface__", "__array_interface__", "__array__")
+
+
+def _is_on_gpu(value: Any) -> bool:
+    try:
+        kind = int(value.__dlpack_device__()[0])
+    except (
+        AttributeError,
+        BufferError,
+        ValueError,
+    ):  # none; or of several devices, which `__array__` may gather
+        return hasattr(value, "__cuda_array_interface__")
+    return kind not in dlpack.HOST_DEVICES
+
+
+def _adopted_from_gpu(value: Any) -> Array:
+    try:
+        cupy = _cupy()
+    except BackendError:
+        if not hasattr(value, "__array__"):
+            raise
+        with contextlib.suppress(TypeError):  # PyTorch won't: that CuPy is missing is the help then
+            return np.asarray(value)
+        raise
+    # Both protocols make CuPy's stream wait for the work that still writes the array.
+    return cupy.from_dlpack(value) if hasattr(value, "__dlpack__") else cupy.asarray(value)  # type: ignore[no-any-return]
+
+
+def _adopted_from_host(value: Any) -> Array:
+    if any(hasattr(value, name) for name in _PROTOCOLS[2:]):
+        try:
+            return np.asarray(value)
+        except TypeError:
+            if not dlpack.is_bfloat16(value):
+                raise
+    return dlpack.from_bfloat16(value) if dlpack.is_bfloat16(value) else np.from_dlpack(value)
+
+
 def asnumpy(array: Any) -> Array:
     """Return a NumPy array; copies from the GPU where needed (and waits for it)."""
+    array = adopted(array)
     return array.get() if _is_cupy(array) else np.asarray(array)
 
 

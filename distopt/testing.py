@@ -46,6 +46,13 @@ def world(
         >>> from distopt.testing import world
         >>> world(3, lambda ranks: float(ranks.all_reduce(np.ones(1)).wait()[0]))
         [3.0, 3.0, 3.0]
+
+        With faults, at one of a rank's collectives or training steps:
+
+        >>> from distopt.testing import Fault
+        >>> world(3, train, faults=[Fault("kill", rank=1, step=3)])  # doctest: +SKIP
+        CommunicatorError: rank 0 of 3 on host node7 waits in all_reduce(float32[26], sum), collective
+        number 7 of world, for a rank that will not come: rank 1 was killed.
     """
     shared = ThreadWorld(n, faults, timeout_seconds, hosts)
     results: dict[int, Result] = {}

@@ -10,6 +10,7 @@ _PACKAGE = Path(__file__).parent.parent / "distopt"
 # Module or folder -> level. What is not named here has no place in the design yet.
 _LEVELS = {
     "errors": 0,
+    "dlpack": 0,
     "backend": 1,
     "counter_random": 2,
     "schedules": 3,

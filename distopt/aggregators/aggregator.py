@@ -3,20 +3,64 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from distopt.aggregators.ticket import Ticket
 from distopt.backend import Array
-from distopt.variables import Variable
+from distopt.communicators import Communicator
+from distopt.variables import IndexedSlices, Variable, adopted_gradient, value_of
 
-__all__ = ["Aggregator", "GradientAggregator", "Pair"]
+__all__ = ["Aggregator", "GradientAggregator", "Pair", "begin_step"]
 
 Pair: TypeAlias = "tuple[Any, Any]"
 """(gradient: array, IndexedSlices or None; Variable)."""
 
 GradientAggregator: TypeAlias = "Aggregator | Callable[[list[Pair]], Iterable[Pair]]"
 """What optimizers accept: one of ours, which stream, or any callable list -> list, as Keras does."""
+
+
+def begin_step(communicator: Communicator, pairs: Iterable[Pair]) -> Iterator[Pair]:
+    """Tell a communicator that a step begins, and return its pairs, to be read instead of the given ones.
+
+    Gradients of other libraries become arrays of NumPy or CuPy. Where a test asked for a NaN at this step
+    (`distopt.testing.Fault`), it is in the first gradient.
+
+    Args:
+        communicator: over whose ranks the pairs will be reduced.
+        pairs: what `Aggregator.reduce` was given; read one by one.
+    """
+    spoiled = communicator.begin_step()
+    adopted = ((adopted_gradient(gradient, variable), variable) for gradient, variable in pairs)
+    return _with_nan(adopted) if spoiled else adopted
+
+
+def _with_nan(pairs: Iterable[Pair]) -> Iterator[Pair]:
+    done = False
+    for given, variable in pairs:
+        gradient = given
+        if not done and given is not None and not _is_empty(given):
+            gradient, done = _spoiled(given, variable), True
+        yield gradient, variable
+    if not done:
+        raise ValueError("a fault asked for a NaN in a gradient of this step, but it has none with elements")
+
+
+def _is_empty(gradient: Any) -> bool:
+    values: Any = gradient.values if isinstance(gradient, IndexedSlices) else value_of(gradient)
+    return 0 in getattr(values, "shape", ())
+
+
+def _spoiled(gradient: Any, variable: Variable) -> Any:
+    if isinstance(gradient, IndexedSlices):
+        return IndexedSlices(_spoiled(gradient.values, variable), gradient.indices, gradient.dense_shape)
+    array: Array = gradient
+    if gradient is not variable.gradient:  # the arena is ours to change, other memory is not
+        array = variable.device.asarray(value_of(gradient), variable.dtype).copy()
+    array.reshape(-1)[:1] = np.nan
+    return array
 
 
 class Aggregator(ABC):
@@ -54,6 +98,17 @@ class Aggregator(ABC):
             Pairs whose gradients have identical bits on every rank, in the same order on every rank; None
             where no rank had a gradient.
         """
+
+    def aggregate(self, pairs: Iterable[Pair], examples: float | None = None) -> list[Pair]:
+        """Return the global gradients: `reduce` by a number of examples, for programs without our optimizers.
+
+        Args:
+            pairs: as for `reduce`; the gradients may be arrays of any library that speaks DLPack or an array
+                interface, such as PyTorch's and JAX's.
+            examples: how many examples this rank's gradients are sums over; aggregators that average by the
+                global batch need it.
+        """
+        return self.reduce(pairs, None if examples is None else Ticket(examples=examples))
 
     def __call__(self, pairs: Iterable[Pair]) -> list[Pair]:
         """Reduce plain pairs, as a Keras `gradient_aggregator` is called."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from distopt.aggregators.aggregator import Aggregator, Pair
+from distopt.aggregators.aggregator import Aggregator, Pair, begin_step
 from distopt.aggregators.agreement import Agreement, DisagreementError
 from distopt.aggregators.buckets import BucketReduction, PlainReduction, SlabReduction
 from distopt.aggregators.loose import reduce_loose
@@ -90,7 +90,7 @@ class AllReduce(Aggregator):
         self.exposed_seconds = 0.0
         self.wire_bytes = self.sparse.wire_bytes = 0
         slabs: dict[int, SlabReduction] = {}
-        given = self._consume(pairs, slabs)
+        given = self._consume(begin_step(self.communicator, pairs), slabs)
         return self._timed(lambda: self._finish(given, slabs, ticket or Ticket()))
 
     def _timed(self, communicate: Callable[[], Any]) -> Any:

@@ -146,6 +146,7 @@ class Communicator(ABC):
             ranks.
         sequence: number of collectives that were started on it.
         calls: how often each collective was called on this rank, by name.
+        steps: number of training steps that were begun on it.
         processes: whether a rank is a process of its own, that `abort` can end.
     """
 
@@ -172,6 +173,7 @@ class Communicator(ABC):
         self.description = description
         self.sequence = 0
         self.calls: collections.Counter[str] = collections.Counter()
+        self.steps = 0
         self._closed = False
 
     def __repr__(self) -> str:
@@ -392,6 +394,16 @@ class Communicator(ABC):
         call = Call("split")
         number = self._begin(call)
         return self._split(color, key, f"{self.label}/{number}.{color}", call, number)
+
+    def begin_step(self) -> bool:
+        """Note that a training step begins; aggregators call it before they read its first gradient.
+
+        Returns:
+            Whether that gradient shall have a NaN in it: never but in a world of threads with faults, see
+            `distopt.testing.Fault`.
+        """
+        self.steps += 1
+        return False
 
     @abstractmethod
     def progress(self) -> None:

@@ -37,7 +37,7 @@ FaultKind = Literal["kill", "delay", "nan", "mismatch"]
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong on one rank, at one of its collectives.
+    """Something that goes wrong on one rank, at one of its collectives or training steps.
 
     Args:
         kind: "kill": the rank ends there without a word; "delay": it comes late; "nan": the first
@@ -45,21 +45,34 @@ class Fault:
         rank: whose fault it is.
         call_number: at which of the rank's collectives, counted from 1 over all its communicators.
         seconds: how late, for "delay".
+        step: in the place of `call_number`: at which of the rank's steps, counted from 1; a step begins when
+            an aggregator's `reduce` does. "nan" is in the first gradient of the step then, the others are
+            at its first collective.
 
     Raises:
-        ValueError: unknown kind, or a number out of range.
+        ValueError: unknown kind, a number out of range, or not one of `call_number` and `step`.
     """
 
     kind: FaultKind
     rank: int
-    call_number: int
+    call_number: int | None = None
     seconds: float = 0.2
+    step: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(FaultKind):
             raise ValueError(f"fault kind must be one of {get_args(FaultKind)}, got {self.kind!r}")
-        if self.rank < 0 or self.call_number < 1 or self.seconds < 0:
-            raise ValueError(f"rank and seconds must be >= 0 and call_number >= 1, got {self}")
+        if (self.call_number is None) == (self.step is None):
+            raise ValueError(f"a fault needs a call_number or a step, and not both; got {self}")
+        if self.rank < 0 or (self.call_number or self.step or 0) < 1 or self.seconds < 0:
+            raise ValueError(
+                f"rank and seconds must be >= 0, call_number or step >= 1 (they count from 1); got {self}"
+            )
+
+    @property
+    def when(self) -> str:
+        """The moment in words: "its call 3" or "its step 3"."""
+        return f"its step {self.step}" if self.call_number is None else f"its call {self.call_number}"
 
 
 class RankKilled(BaseException):
@@ -113,6 +126,7 @@ class ThreadWorld:
         self.ended: dict[int, str] = {}  # by world rank: what became of it; set once
         self.errors: list[tuple[int, BaseException]] = []  # in the order of time
         self.calls_of_rank = [0] * size
+        self.steps_of_rank = [0] * size
         self.faults_to_come = list(faults)
 
     def communicator(self, rank: int) -> ThreadCommunicator:
@@ -133,9 +147,27 @@ class ThreadWorld:
 
     def due_faults(self, rank: int) -> list[Fault]:
         """Count a collective of a rank, and take out the faults that belong to it."""
-        self.calls_of_rank[rank] += 1
-        number = self.calls_of_rank[rank]
-        due = [fault for fault in self.faults_to_come if fault.rank == rank and fault.call_number == number]
+        with self.condition:
+            self.calls_of_rank[rank] += 1
+            number, step = self.calls_of_rank[rank], self.steps_of_rank[rank]
+            return self._take_out(
+                lambda fault: (
+                    fault.rank == rank
+                    and (fault.call_number == number or (fault.step == step and fault.kind != "nan"))
+                )
+            )
+
+    def begin_step(self, rank: int) -> list[Fault]:
+        """Count a step of a rank, and take out the faults of its gradients."""
+        with self.condition:
+            self.steps_of_rank[rank] += 1
+            step = self.steps_of_rank[rank]
+            return self._take_out(
+                lambda fault: fault.rank == rank and fault.step == step and fault.kind == "nan"
+            )
+
+    def _take_out(self, is_due: Callable[[Fault], bool]) -> list[Fault]:
+        due = [fault for fault in self.faults_to_come if is_due(fault)]
         for fault in due:
             self.faults_to_come.remove(fault)
         return due
@@ -220,6 +252,11 @@ class ThreadCommunicator(Communicator):
                 f"a rank that will not come: {reasons}."
             )
 
+    def begin_step(self) -> bool:
+        """See `Communicator.begin_step`; a `Fault` may ask for a NaN."""
+        super().begin_step()
+        return bool(self._world.begin_step(self._members[self.rank]))
+
     def progress(self) -> None:
         """Return: the rank that comes last does the work of a collective."""
 
@@ -241,7 +278,7 @@ class ThreadCommunicator(Communicator):
         world_rank = self._members[self.rank]
         for fault in world.due_faults(world_rank):
             if fault.kind == "kill":
-                raise RankKilled(f"rank {world_rank} was killed at its call {fault.call_number}")
+                raise RankKilled(f"rank {world_rank} was killed at {fault.when}")
             if fault.kind == "delay":
                 time.sleep(fault.seconds)
             elif fault.kind == "mismatch":

@@ -18,7 +18,7 @@ from distopt.backend import namespace
 from distopt.communicators import Communicator
 from distopt.losses.reduction import Reduction, compute_weighted_loss
 from distopt.tape import Tensor
-from distopt.variables import Operand
+from distopt.variables import Operand, value_of
 
 __all__ = [
     "binary_crossentropy",
@@ -178,8 +178,7 @@ def sparse_categorical_crossentropy(
     """
     predicted = y_pred if isinstance(y_pred, Operand) else Tensor(_floats(y_pred))
     shape = predicted.value.shape
-    labels = y_true.value if isinstance(y_true, Operand) else y_true
-    labels = namespace(predicted.value).asarray(labels)
+    labels = namespace(predicted.value).asarray(value_of(y_true))
     if labels.ndim == len(shape) and labels.shape[-1] == 1:
         labels = labels.reshape(labels.shape[:-1])
     if len(shape) < 2 or labels.shape != shape[:-1]:
@@ -199,8 +198,7 @@ def _same_shape(y_true: Any, y_pred: Any) -> tuple[Any, Operand]:
     """Return the labels as an array of the predictions' type, and the predictions, in one shape."""
     predicted = y_pred if isinstance(y_pred, Operand) else Tensor(_floats(y_pred))
     value = predicted.value
-    target = y_true.value if isinstance(y_true, Operand) else y_true
-    target = namespace(value).asarray(target, dtype=value.dtype)
+    target = namespace(value).asarray(value_of(y_true), dtype=value.dtype)
     if target.ndim == value.ndim + 1 and target.shape[-1] == 1:
         target = target.reshape(target.shape[:-1])
     elif value.ndim == target.ndim + 1 and value.shape[-1] == 1:
@@ -211,6 +209,7 @@ def _same_shape(y_true: Any, y_pred: Any) -> tuple[Any, Operand]:
 
 
 def _floats(value: Any) -> Any:
+    value = value_of(value)
     return value if hasattr(value, "dtype") else np.asarray(value, np.float32)
 
 

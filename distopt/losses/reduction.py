@@ -10,7 +10,7 @@ from distopt import ops
 from distopt.backend import namespace
 from distopt.communicators import Communicator
 from distopt.tape import Tensor
-from distopt.variables import Operand
+from distopt.variables import Operand, value_of
 
 __all__ = ["Reduction", "compute_average_loss", "compute_weighted_loss", "scale_regularization_loss"]
 
@@ -154,6 +154,7 @@ def _operand(value: Any) -> Operand:
     """Return a Tensor or Variable as it is, an array or number as a Tensor; Python numbers become float32."""
     if isinstance(value, Operand):
         return value
+    value = value_of(value)
     return Tensor(value if hasattr(value, "dtype") else np.asarray(value, np.float32))
 
 

@@ -10,7 +10,7 @@ from distopt import ops
 from distopt.aggregators import Pair
 from distopt.scopes.graph import ensure_step
 from distopt.tape import GradientTape, Tensor
-from distopt.variables import Operand, Variable
+from distopt.variables import Operand, Variable, adopted_gradient
 
 __all__ = [
     "NoGradientsError",
@@ -122,7 +122,7 @@ def flattened(nested: Any) -> list[Any]:
 
 
 def check_pairs(pairs: Iterable[Any]) -> list[Pair]:
-    """Return the pairs as a list.
+    """Return the pairs as a list, gradients of other libraries as arrays of NumPy or CuPy.
 
     Raises:
         TypeError: something among them is no pair, or its second part is no Variable.
@@ -133,7 +133,7 @@ def check_pairs(pairs: Iterable[Any]) -> list[Pair]:
             raise TypeError(f"expected pairs of (gradient, variable), got {pair!r}")
         if not isinstance(pair[1], Variable):
             raise TypeError(f"gradients are applied to Variables, got {type(pair[1]).__name__}")
-        checked.append(pair if type(pair) is tuple else (pair[0], pair[1]))
+        checked.append((adopted_gradient(*pair), pair[1]))
     return checked
 
 

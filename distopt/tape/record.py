@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from distopt.backend import Array, asnumpy
+from distopt.backend import Array, adopted, asnumpy
 from distopt.variables import Operand, Variable, operators
 
 __all__ = [
@@ -255,9 +255,10 @@ class Primitive:
         if any(isinstance(i, list | tuple) for i in inputs):
             inputs = tuple(as_operand(i, inputs) if isinstance(i, list | tuple) else i for i in inputs)
         full_name = None if name is None else naming["full_name"](name)
-        values = tuple(i.value if isinstance(i, Operand) else i for i in inputs)
+        values = tuple(i.value if isinstance(i, Operand) else adopted(i) for i in inputs)
         tapes = tuple(tape for tape in active.tapes if any(tape.watches(i) for i in inputs))
         needs = tuple(any(tape.watches(i) for tape in tapes) for i in inputs)
+        options = {key: adopted(option) for key, option in options.items()}
         context = Context(values, options, needs)
         output = self._forward(context, *values, **options)
         if self.gives_views and isinstance(inputs[0], Variable):

@@ -1,7 +1,7 @@
 """Variable, IndexedSlices and Arena: the values that are trained, and the flat memory they live in."""
 
 from distopt.variables.arena import Arena, Slab
-from distopt.variables.gradients import add_gradients, dense_gradient
+from distopt.variables.gradients import add_gradients, adopted_gradient, dense_gradient
 from distopt.variables.operand import Operand, differentiating, operators
 from distopt.variables.present import number_now
 from distopt.variables.slices import IndexedSlices, concatenated, value_of
@@ -14,6 +14,7 @@ __all__ = [
     "Slab",
     "Variable",
     "add_gradients",
+    "adopted_gradient",
     "concatenated",
     "dense_gradient",
     "differentiating",

@@ -5,10 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 from distopt.backend import Array
+from distopt.variables.operand import Operand
 from distopt.variables.slices import IndexedSlices, concatenated, value_of
 from distopt.variables.variable import Variable
 
-__all__ = ["add_gradients", "dense_gradient"]
+__all__ = ["add_gradients", "adopted_gradient", "dense_gradient"]
+
+
+_REFUSAL = "Gradient must be convertible to an array or IndexedSlices, or None; for variable"
+
+
+def adopted_gradient(gradient: Any, variable: Any) -> Any:
+    """Return a gradient of another library as an array or slices, see `value_of`; Tensors stay Tensors.
+
+    Raises:
+        TypeError: its memory can't be read; the message names the variable.
+    """
+    if isinstance(gradient, Operand):
+        return gradient
+    try:
+        return value_of(gradient)
+    except TypeError as error:
+        raise TypeError(f"{_REFUSAL} {getattr(variable, 'name', variable)!r}: {error}") from error
 
 
 def add_gradients(first: Any, second: Any) -> Any:
@@ -38,10 +56,7 @@ def dense_gradient(gradient: Any, variable: Variable, shape: tuple[int, ...] | N
             raise TypeError("half of a complex gradient would be lost")
         array = variable.device.asarray(given, variable.dtype)
     except (TypeError, ValueError) as error:
-        raise TypeError(
-            "Gradient must be convertible to an array or IndexedSlices, or None; "
-            f"for variable {variable.name!r} got {type(gradient).__name__}"
-        ) from error
+        raise TypeError(f"{_REFUSAL} {variable.name!r} got {type(gradient).__name__}") from error
     if array.shape != (variable.shape if shape is None else shape):
         raise ValueError(
             f"the gradient of variable {variable.name!r} has shape {array.shape}, "

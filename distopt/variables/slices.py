@@ -7,19 +7,38 @@ from typing import Any
 
 import numpy as np
 
-from distopt.backend import Array, device_of, namespace
+from distopt.backend import Array, adopted, device_of, namespace
 from distopt.variables.operand import Operand, operators
 
 __all__ = ["IndexedSlices", "concatenated", "summed_rows", "value_of"]
 
 
 def value_of(value: Any) -> Any:
-    """Return the array of a Variable or Tensor, slices of Tensors as slices of arrays, all else as it is."""
+    """Return the array of a Variable or Tensor, and slices of Tensors as slices of arrays.
+
+    Arrays of other libraries become arrays of NumPy or CuPy on the same memory (`backend.adopted`), sparse
+    tensors of PyTorch IndexedSlices. All else stays as it is.
+    """
+    if type(value) is np.ndarray:
+        return value
     if isinstance(value, IndexedSlices):
         if not isinstance(value.values, Operand):
             return value
         return IndexedSlices(value.values.value, value.indices, value.dense_shape)
-    return value.value if isinstance(value, Operand) else value
+    if isinstance(value, Operand):
+        return value.value
+    return _rows_of(value) if getattr(value, "is_sparse", False) is True else adopted(value)
+
+
+def _rows_of(tensor: Any) -> IndexedSlices:
+    """Return a sparse tensor of PyTorch, as its sparse embeddings have for gradients, as slices."""
+    tensor = tensor.coalesce()
+    indices, values = adopted(tensor.indices()), adopted(tensor.values())
+    if len(indices) != 1:
+        raise TypeError(
+            f"a sparse tensor with {len(indices)} sparse axes is no set of rows; pass tensor.to_dense()"
+        )
+    return IndexedSlices(values, indices[0], tuple(tensor.shape))
 
 
 class IndexedSlices:
