@@ -65,6 +65,10 @@ def train(
         str, typer.Option("--progress", help="bar, lines, or auto: a bar on a terminal.")
     ] = "auto",
     device: DeviceOption = None,
+    local_steps: Annotated[int, typer.Option(help="Local SGD: steps between averagings of ranks.")] = 1,
+    local_start: Annotated[int, typer.Option(help="Steps with exchange before local ones.")] = 0,
+    delayed: Annotated[bool, typer.Option("--delayed", help="Apply gradients one step late.")] = False,
+    adasum: Annotated[bool, typer.Option("--adasum", help="Combine gradients by Adasum.")] = False,
 ) -> None:
     """Train; start it with mpirun to train on several ranks.
 
@@ -87,6 +91,10 @@ def train(
             bucket_bytes=int(bucket_mib * (1 << 20)),
             prefetch=prefetch,
             output=output,
+            local_steps=local_steps,
+            local_start=local_start,
+            delayed=delayed,
+            adasum=adasum,
         )
         if resume and output is None:
             raise ValueError("--resume needs --output, the folder of the run to go on with")

@@ -78,6 +78,11 @@ class Trainer:
             settings.global_batch,
             gradient_aggregator=self.aggregator,
         )
+        if settings.delayed and isinstance(self.optimizer, LossScaleOptimizer) and self.optimizer.dynamic:
+            raise ValueError(
+                "delayed gradients come a step after the loss scale that they were made with, which a "
+                "dynamic one may have changed; use a fixed scale (dynamic=False), or leave `delayed` out"
+            )
         self.averages = ExponentialMovingAverage(task.average_decay, num_updates=lambda: self.optimizer.step)
         self.clock = PhaseClock()
         self.step = 0
@@ -276,7 +281,7 @@ class Trainer:
             data: the examples, whole on every rank.
             averaged: use the moving averages of the weights instead of the weights.
         """
-        self._agree_on_statistics()
+        self._settle()
         weights = self.averages.averaged_weights() if averaged else nullcontext()
         with self.replicas[0].device.activate(), weights:
             return evaluate(self.replicas[0], self.task, data, self.communicator)
@@ -300,6 +305,13 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _settle(self) -> None:
+        """Make one model of those of all replicas of all ranks. Collective."""
+        self._agree_on_statistics()
+        others = [*self.optimizer.weights, *self.averages.variables()]
+        self.aggregator.settle(self.replicas[0].variables, others)
+        self._copy_to_other_replicas()
 
     def _agree_on_statistics(self) -> None:
         """Give all replicas of all ranks the mean of their statistics. Collective.
@@ -346,9 +358,9 @@ class Trainer:
     def save_checkpoint(self) -> None:
         """Write weights, moving averages and slots on rank 0; nothing where there is no output folder.
 
-        Collective where the model has statistics or the aggregator keeps something.
+        Collective where the model has statistics, or the aggregator keeps something or lets ranks differ.
         """
-        self._agree_on_statistics()
+        self._settle()
         kept = self.aggregator.state()
         if self.settings.output is None or self.communicator.rank != 0:
             return

@@ -82,6 +82,21 @@ class AllReduce(Aggregator):
             CommunicatorError: the ranks gave different variables, are at different steps, or one of them
                 reported an error.
         """
+        return self.start(pairs, ticket)()
+
+    def start(self, pairs: Iterable[Pair], ticket: Ticket | None = None) -> Callable[[], list[Pair]]:
+        """Start `reduce` and return what waits for its end and gives its result; `ticket` is known at once.
+
+        Gradients must not be touched in between, and no other step may be started. Those outside an arena
+        are reduced before this returns.
+
+        Args:
+            pairs: see `Aggregator.reduce`.
+            ticket: see `Aggregator.reduce`.
+
+        Raises:
+            ValueError, CommunicatorError: as `reduce`.
+        """
         if self.reduction == "mean" and ticket is None:
             raise ValueError(
                 "reduction='mean' divides by the examples of the global batch, but their number was not "
@@ -91,7 +106,8 @@ class AllReduce(Aggregator):
         self.wire_bytes = self.sparse.wire_bytes = 0
         slabs: dict[int, SlabReduction] = {}
         given = self._consume(begin_step(self.communicator, pairs), slabs)
-        return self._timed(lambda: self._finish(given, slabs, ticket or Ticket()))
+        finish = self._timed(lambda: self._start_rest(given, slabs, ticket or Ticket()))
+        return lambda: self._timed(finish)
 
     def _timed(self, communicate: Callable[[], Any]) -> Any:
         began = time.perf_counter()
@@ -140,8 +156,10 @@ class AllReduce(Aggregator):
         self.wire_bytes += packed.nbytes
         PlainReduction(self.communicator.all_reduce(packed), packed).finish(divisor)
 
-    def _finish(self, given: list[Pair], slabs: dict[int, SlabReduction], ticket: Ticket) -> list[Pair]:
-        """Start what is left, in one order on all ranks, and wait for everything."""
+    def _start_rest(
+        self, given: list[Pair], slabs: dict[int, SlabReduction], ticket: Ticket
+    ) -> Callable[[], list[Pair]]:
+        """Start what is left, in one order on all ranks, and return what waits for everything."""
         # Backward gives gradients as they become final, the missing ones last: sort that out.
         ordered = sorted(given, key=lambda pair: pair[1].number)
         self._agreement.start(ordered)
@@ -167,14 +185,18 @@ class AllReduce(Aggregator):
         divisor = self.ticket.examples if self.reduction == "mean" and self.ready else None
         reduced = reduce_loose(self.communicator, ordered, presence, divisor, self._sum_packed, self.sparse)
         self.wire_bytes += self.sparse.wire_bytes
-        for number in order:
-            slabs[number].wait(divisor)
-        if not self.ready:
-            return [(None, variable) for _, variable in ordered]
-        reduced = [(_joined(gradient, variable), variable) for gradient, variable in reduced]
-        found = {id(variable): gradient for gradient, variable in reduced}
-        # In one order on all ranks, for transforms that go by places or sum over gradients.
-        return [(found[id(variable)], variable) for _, variable in ordered]
+        running, ready = [slabs[number] for number in order], self.ready
+
+        def finish() -> list[Pair]:
+            for slab in running:
+                slab.wait(divisor)
+            if not ready:
+                return [(None, variable) for _, variable in ordered]
+            found = {id(variable): _joined(gradient, variable) for gradient, variable in reduced}
+            # In one order on all ranks, for transforms that go by places or sum over gradients.
+            return [(found[id(variable)], variable) for _, variable in ordered]
+
+        return finish
 
     def _add_leading(self, slabs: dict[int, SlabReduction]) -> None:
         """Take part in the leading slab's reduction even where this rank was given nothing of it.

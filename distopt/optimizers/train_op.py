@@ -296,7 +296,8 @@ class _Pipeline(Aggregator):
             self.ticket, self.ready = inner.ticket, inner.ready
             if not self.ready:
                 return reduced
-            total = self.ticket.loss / (self.ticket.examples if averages else 1.0)
+            # Delayed gradients may be ready in a step that has no examples itself.
+            total = self.ticket.loss / ((self.ticket.examples if averages else 1.0) or 1.0)
             self.loss = np.asarray(total, self._own.dtype)
         self._train_op.run_update_ops()
         return self._train_op.finished(reduced)
