@@ -23,6 +23,10 @@ class Settings:
         bucket_bytes: size of the pieces in which gradients are reduced.
         prefetch: how many batches are made ahead.
         output: folder for metrics, checkpoints and weights; None writes nothing.
+        canonical: number of canonical shards of the global batch: training has the same bits on any number
+            of ranks and replicas then. None: ranks share the global batch as it is cheapest.
+        micro_batches: in how many pieces each replica computes its part of the global batch, one after the
+            other, with one reduction: the activations of one piece are in memory at a time.
 
     Raises:
         ValueError: a number is out of range.
@@ -37,9 +41,11 @@ class Settings:
     bucket_bytes: int = 4 << 20
     prefetch: int = 2
     output: Path | None = None
+    canonical: int | None = None
+    micro_batches: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("global_batch", "log_every", "checkpoint_every", "bucket_bytes"):
+        for name in ("global_batch", "log_every", "checkpoint_every", "bucket_bytes", "micro_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("steps", "seed", "prefetch"):
@@ -47,3 +53,15 @@ class Settings:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.learning_rate is not None and not 0 <= self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be finite and not negative, got {self.learning_rate}")
+        if self.canonical is not None:
+            if not 1 <= self.canonical <= self.global_batch:
+                raise ValueError(
+                    f"canonical must be a number of shards from 1 to the global batch, {self.global_batch}, "
+                    f"so that each has an example; got {self.canonical}"
+                )
+            if self.micro_batches != 1:
+                raise ValueError(
+                    f"micro_batches={self.micro_batches} has no place beside canonical={self.canonical}: "
+                    "canonical shards are computed one after the other already; for less memory take more of "
+                    "them"
+                )
