@@ -27,6 +27,10 @@ class Settings:
         local_start: exchange gradients in the first so many steps before that (post-local SGD).
         delayed: apply the gradients of the step before, while those of this one are exchanged.
         adasum: combine the ranks' gradients by Adasum instead of their mean.
+        canonical: number of canonical shards of the global batch: training has the same bits on any number
+            of ranks and replicas then. None: ranks share the global batch as it is cheapest.
+        micro_batches: in how many pieces each replica computes its part of the global batch, one after the
+            other, with one reduction: the activations of one piece are in memory at a time.
 
     Raises:
         ValueError: a number is out of range.
@@ -47,7 +51,7 @@ class Settings:
     adasum: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("global_batch", "log_every", "checkpoint_every", "bucket_bytes", "local_steps"):
+        for name in ("global_batch", "log_every", "checkpoint_every", "bucket_bytes", *_COUNTS):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("steps", "seed", "prefetch", "local_start"):
@@ -59,8 +63,29 @@ class Settings:
             raise ValueError(
                 f"local_start={self.local_start} says when local steps begin; give local_steps too"
             )
-        if (self.local_steps > 1) + self.delayed + self.adasum > 1:
+        self._check_one_way()
+        if self.canonical is not None and not 1 <= self.canonical <= self.global_batch:
             raise ValueError(
-                "local_steps, delayed and adasum are different ways to combine ranks, choose one; got "
-                f"local_steps={self.local_steps}, delayed={self.delayed}, adasum={self.adasum}"
+                f"canonical must be a number of shards from 1 to the global batch, {self.global_batch}, "
+                f"so that each has an example; got {self.canonical}"
             )
+        if self.canonical is not None and self.micro_batches != 1:
+            raise ValueError(
+                f"micro_batches={self.micro_batches} has no place beside canonical={self.canonical}: "
+                "canonical shards are computed one after the other already; for less memory take more of them"
+            )
+
+    def _check_one_way(self) -> None:
+        """Raise where more than one way to combine the ranks is asked for."""
+        ways = {
+            "canonical": self.canonical is not None,
+            "local_steps": self.local_steps > 1,
+            "delayed": self.delayed,
+            "adasum": self.adasum,
+        }
+        asked = [f"{name}={getattr(self, name)}" for name, is_asked in ways.items() if is_asked]
+        if len(asked) > 1:
+            raise ValueError(f"these are different ways to combine ranks, choose one: {', '.join(asked)}")
+
+
+_COUNTS = ("local_steps", "micro_batches")

@@ -5,6 +5,7 @@ from distopt.aggregators.adasum import Adasum
 from distopt.aggregators.aggregator import Aggregator, GradientAggregator, Pair
 from distopt.aggregators.allreduce import AllReduce
 from distopt.aggregators.broadcast import broadcast_variables
+from distopt.aggregators.canonical import Canonical
 from distopt.aggregators.delayed import Delayed
 from distopt.aggregators.grouped import Grouped
 from distopt.aggregators.join import in_step
@@ -19,6 +20,7 @@ __all__ = [
     "Aggregator",
     "AllReduce",
     "Delayed",
+    "Canonical",
     "GradientAggregator",
     "NotFinite",
     "Grouped",
