@@ -49,6 +49,8 @@ class Settings:
     local_start: int = 0
     delayed: bool = False
     adasum: bool = False
+    canonical: int | None = None
+    micro_batches: int = 1
 
     def __post_init__(self) -> None:
         for name in ("global_batch", "log_every", "checkpoint_every", "bucket_bytes", *_COUNTS):
