@@ -353,9 +353,17 @@ class Communicator(ABC):
         until the communicator is closed.
 
         Args:
-            size: number of elements, the same on every rank.
+            size: number of elements, >= 0, the same on every rank.
             dtype: of the elements, the same on every rank.
+
+        Raises:
+            ValueError: `size` is negative.
+            TypeError: `dtype` holds Python objects.
         """
+        if size < 0:
+            raise ValueError(f"allocate: size must be >= 0, got {size} on {self.where}.")
+        if np.dtype(dtype).hasobject:
+            raise TypeError(f"allocate: arrays of Python objects can't be sent (on {self.where}).")
         call = Call("allocate", "", (size,), str(np.dtype(dtype)))
         return self._allocate(size, np.dtype(dtype), call, self._begin(call))
 
@@ -388,7 +396,13 @@ class Communicator(ABC):
 
         Raises:
             ValueError: `color` is negative.
+            TypeError: `color` is no integer.
         """
+        given: Any = color
+        if not isinstance(given, int | np.integer):
+            raise TypeError(
+                f"split: color must be an integer, got {type(given).__name__} {given!r} on {self.where}."
+            )
         if color < 0:
             raise ValueError(f"split: color must be >= 0, got {color} on {self.where}.")
         call = Call("split")

@@ -11,7 +11,7 @@ def test_one_rank_by_itself(check):
         check(communicator)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
 def test_threads_as_ranks(check, ranks):
     world(ranks, check)
