@@ -35,12 +35,11 @@ def _blamed(wrong):
 
 
 @pytest.mark.parametrize(("ranks", "wrong"), RANKS_AND_WRONG)
-@pytest.mark.parametrize("kind", [*ANYWHERE, *IN_ARENA])
-@pytest.mark.parametrize("arena", [True, False])
-def test_the_first_step_names_the_variable_and_the_rank(kind, ranks, wrong, arena):
-    if kind in IN_ARENA and not arena:
-        pytest.skip("a difference between arenas")
-
+@pytest.mark.parametrize(
+    ("kind", "arena"),
+    [*((kind, False) for kind in ANYWHERE), *((kind, True) for kind in {**ANYWHERE, **IN_ARENA})],
+)
+def test_the_first_step_names_the_variable_and_the_rank(kind, arena, ranks, wrong):
     def run(communicator):
         own = model(kind if communicator.rank == wrong else None, arena)
         return _refused(communicator, lambda: step(communicator, own))
