@@ -105,7 +105,7 @@ class Agreement:
         return float(zlib.crc32(text.encode()) & 0xFFFFF)
 
     def _compare(self, pairs: Sequence[Pair], step: int | None) -> None:
-        own = (self.communicator.host, self.configuration, step, _schema(pairs))
+        own = (self._place(), self.configuration, step, _schema(pairs))
         everyone: list[Any] = self.communicator.all_gather_object(own)
         _, configuration, first_step, schema = everyone[0]
         for rank, (host, other_configuration, other_step, other_schema) in enumerate(everyone):
@@ -126,10 +126,15 @@ class Agreement:
                     "every rank, and give every variable on every rank, with None where it has no gradient."
                 )
 
+    def _place(self) -> str:
+        """Return where this rank is: its host, and its group if that is not the world, whose ranks it counts."""
+        label = self.communicator.label
+        return self.communicator.host + ("" if label == "world" else f" in group {label}")
+
     def _raise_error(self, ticket: Ticket, step: int) -> None:
         communicator = self.communicator
         reason = ticket.reason or "no reason given"
-        own = f"rank {communicator.rank} on {communicator.host}: {reason}" if ticket.error else ""
+        own = f"rank {communicator.rank} on {self._place()}: {reason}" if ticket.error else ""
         reasons = [text for text in communicator.all_gather_object(own) if text]
         raise CommunicatorError(f"step {step} can't be done: {'; '.join(reasons)}")
 
