@@ -196,10 +196,10 @@ class Accumulate(Aggregator):
         ticket = Ticket.from_array(left.pop("ticket"))
         pairs = gradients_from_arrays(left, variables)
         self._calls = calls
-        if self.communicator is None or self.communicator.rank == 0:
-            self._own = ticket
-            for gradient, variable in pairs:
-                self._sum_of(variable).add(gradient)
+        leads = self.communicator is None or self.communicator.rank == 0
+        self._own = ticket if leads else Ticket()
+        for gradient, variable in pairs:
+            self._sum_of(variable).add(gradient if leads else None)
 
 
 class _Sum:

@@ -173,7 +173,11 @@ def _flats(given: list[Pair], examples: float) -> list[_Flat]:
 def _filled(
     values: Array, members: list[Pair], places: list[tuple[Variable, slice]], examples: float
 ) -> _Flat:
-    views = [(variable, values[part].reshape(variable.shape)) for variable, part in places]
+    views: list[tuple[Variable, Array]] = []
+    for variable, part in places:
+        # Those of an arena are known by their identity, to optimizers too.
+        own = variable.gradient if variable.slab is not None else None
+        views.append((variable, values[part].reshape(variable.shape) if own is None else own))
     for (gradient, variable), (_, view) in zip(members, views, strict=True):
         with variable.device.activate():
             if gradient is None or not examples > 0:

@@ -119,7 +119,7 @@ class Agreement:
         return float(zlib.crc32(str(step).encode(), self._known[1]) & 0xFFFFF)
 
     def _compare(self, pairs: Sequence[Pair], step: int | None) -> None:
-        own = (self.communicator.host, self.configuration, step, schema_of(variable for _, variable in pairs))
+        own = (self._place(), self.configuration, step, schema_of(variable for _, variable in pairs))
         everyone: list[Any] = self.communicator.all_gather_object(own)
         _, configuration, first_step, schema = everyone[0]
         for rank, (host, other_configuration, other_step, other_schema) in enumerate(everyone):
@@ -135,13 +135,18 @@ class Agreement:
                 )
             check_same(schema, other_schema, rank, host)
 
+    def _place(self) -> str:
+        """Return where this rank is: its host, and its group if that is not the world, whose ranks it counts."""
+        label = self.communicator.label
+        return self.communicator.host + ("" if label == "world" else f" in group {label}")
+
     def _raise_error(self, ticket: Ticket, step: int) -> None:
         reasons = self._said(ticket.reason or "no reason given", ticket.error)
         raise DisagreementError(f"step {step} can't be done: {'; '.join(reasons)}")
 
     def _said(self, text: str, says: float) -> list[str]:
         """Return what the ranks say that have something to say, with their names. Collective."""
-        own = f"rank {self.communicator.rank} on {self.communicator.host}: {text}" if says else ""
+        own = f"rank {self.communicator.rank} on {self._place()}: {text}" if says else ""
         return [said for said in self.communicator.all_gather_object(own) if said]
 
 

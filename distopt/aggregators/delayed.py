@@ -79,7 +79,7 @@ class Delayed(Aggregator):
         if not self._second and self._agreement is not None:
             self._agreement.start(sorted(given, key=lambda pair: pair[1].number))
         self._double([variable for _, variable in given])
-        due = None if self._pending is None else self._pending()
+        due = None if self._pending is None else self._placed(self._pending())
         ready = due is not None and self._pending_ready
         self._pending = None
         sent = [self._moved(gradient, variable) for gradient, variable in given]
@@ -142,6 +142,19 @@ class Delayed(Aggregator):
             place[...] = dense_gradient(gradient, variable)
         return double.gradient, double
 
+    def _placed(self, pairs: Iterable[Pair]) -> list[Pair]:
+        """Return pairs of doubles with all dense gradients of an arena in the second buffer."""
+        found: list[Pair] = []
+        for gradient, double in pairs:
+            place = double.gradient
+            if place is None or gradient is None or isinstance(gradient, IndexedSlices):
+                found.append((gradient, double))
+                continue
+            if gradient is not place:
+                place[...] = gradient
+            found.append((place, double))
+        return found
+
     def _of_originals(self, pairs: Iterable[Pair]) -> list[Pair]:
         """Return pairs of doubles as those of the variables, after the buffers were swapped."""
         found: list[Pair] = []
@@ -155,7 +168,7 @@ class Delayed(Aggregator):
         """Return the gradients of the last step, which were not given out yet, or []. Collective."""
         if self._pending is None:
             return []
-        due = self._pending()
+        due = self._placed(self._pending())
         self._pending = None
         for slab, buffer in self._buffers:
             slab.gradients[...] = buffer

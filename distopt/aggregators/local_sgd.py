@@ -78,6 +78,7 @@ class LocalSGD(Aggregator):
         self._calls = 0
         self._is_local = False  # whether the last call was one of the rank by itself
         self._due = False
+        self._compared = False
         self._unsent = Ticket()
         # What each rank has done since variables, and since everything, was last alike on all ranks.
         self._examples = 0.0
@@ -131,7 +132,9 @@ class LocalSGD(Aggregator):
         """Reduce the ticket, now or with those of the next steps."""
         # Who has which gradient is each rank's own business, so what is compared is the variables.
         variables = [(variable.value, variable) for _, variable in given]
-        self._agreement.start(variables)
+        if not self._compared:
+            self._agreement.start(variables)
+            self._compared = True
         if not self.agree_every_step:
             own = Ticket(ticket.examples, ticket.loss, ticket.correct, ticket.not_finite, step=ticket.step)
             ticket = self._unsent = self._unsent + ticket
