@@ -65,6 +65,10 @@ def train(
         str, typer.Option("--progress", help="bar, lines, or auto: a bar on a terminal.")
     ] = "auto",
     device: DeviceOption = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(help="Encode gradients: fp16, int8, ef-topk:0.01 ...; see docs/codecs.md."),
+    ] = None,
 ) -> None:
     """Train; start it with mpirun to train on several ranks.
 
@@ -87,6 +91,7 @@ def train(
             bucket_bytes=int(bucket_mib * (1 << 20)),
             prefetch=prefetch,
             output=output,
+            codec=codec,
         )
         if resume and output is None:
             raise ValueError("--resume needs --output, the folder of the run to go on with")

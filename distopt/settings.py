@@ -23,6 +23,8 @@ class Settings:
         bucket_bytes: size of the pieces in which gradients are reduced.
         prefetch: how many batches are made ahead.
         output: folder for metrics, checkpoints and weights; None writes nothing.
+        codec: name of the codec that gradients are exchanged by, as `aggregators.codecs.get` reads it; None
+            sends them as they are.
 
     Raises:
         ValueError: a number is out of range.
@@ -37,6 +39,7 @@ class Settings:
     bucket_bytes: int = 4 << 20
     prefetch: int = 2
     output: Path | None = None
+    codec: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("global_batch", "log_every", "checkpoint_every", "bucket_bytes"):

@@ -3,12 +3,14 @@
 from distopt.aggregators.aggregator import Aggregator, GradientAggregator, Pair
 from distopt.aggregators.allreduce import AllReduce
 from distopt.aggregators.broadcast import broadcast_variables
+from distopt.aggregators.compressed import Compressed
 from distopt.aggregators.replicas import combine_replicas
 from distopt.aggregators.ticket import Ticket
 
 __all__ = [
     "Aggregator",
     "AllReduce",
+    "Compressed",
     "GradientAggregator",
     "Pair",
     "Ticket",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ def reduce_loose(
     given: list[Pair],
     presence: Array,
     divisor: float | None,
-    sum_packed: Callable[[Array, float | None], None],
+    sum_packed: Callable[[Array, float | None, Sequence[Variable]], None],
 ) -> list[Pair]:
     """Return all pairs with global gradients; dense ones of arena variables are their arena views.
 
@@ -41,7 +41,7 @@ def reduce_loose(
         presence: [2, pairs]: on how many ranks a variable has a gradient, and how many of these are
             IndexedSlices.
         divisor: what to divide sums by; None not to.
-        sum_packed: sums an array over ranks and divides it, in place.
+        sum_packed: sums an array over ranks and divides it, in place; is told whose gradients lie in it.
     """
     kinds = [_kind(v, int(presence[0, i]), int(presence[1, i])) for i, (_, v) in enumerate(given)]
     dense = [i for i, kind in enumerate(kinds) if kind == "dense"]
@@ -76,7 +76,7 @@ def _reduce_packed(
     given: list[Pair],
     members: list[int],
     divisor: float | None,
-    sum_packed: Callable[[Array, float | None], None],
+    sum_packed: Callable[[Array, float | None, Sequence[Variable]], None],
 ) -> dict[int, Array]:
     """Sum the gradients of several variables of one dtype as one array."""
     first = given[members[0]][1]
@@ -91,7 +91,7 @@ def _reduce_packed(
             view[...] = dense_gradient(gradient, variable)
         views[i] = view
         start += size
-    sum_packed(flat, divisor)
+    sum_packed(flat, divisor, [given[i][1] for i in members])
     return views
 
 
