@@ -73,6 +73,10 @@ def train(
         int | None, typer.Option(help="Canonical shards: the same bits on any number of ranks.")
     ] = None,
     micro_batches: Annotated[int, typer.Option(help="Pieces in which a replica computes its part.")] = 1,
+    codec: Annotated[
+        str | None,
+        typer.Option(help="Encode gradients: fp16, int8, ef-topk:0.01 ...; see docs/codecs.md."),
+    ] = None,
 ) -> None:
     """Train; start it with mpirun to train on several ranks.
 
@@ -101,6 +105,7 @@ def train(
             adasum=adasum,
             canonical=canonical,
             micro_batches=micro_batches,
+            codec=codec,
         )
         if resume and output is None:
             raise ValueError("--resume needs --output, the folder of the run to go on with")
@@ -366,6 +371,36 @@ def bench_convergence(
             data_dir=data_dir,
         )
         convergence.main(options, _text(json_path))
+
+
+@bench.command("codecs")
+def bench_codecs(
+    codecs: Annotated[str | None, typer.Option(help="Names with commas between; none is one too.")] = None,
+    steps: Annotated[int, typer.Option(help="Of each training.")] = 1000,
+    ranks: Annotated[int, typer.Option(help="Of each training.")] = 2,
+    global_batch: Annotated[int, typer.Option(help="Examples in a step.")] = 64,
+    seeds: Annotated[str, typer.Option(help="One training for each, as in 0,1,2.")] = "0",
+    learning_rate: Annotated[float | None, typer.Option(help="Of all; else the task's.")] = None,
+    task: Annotated[str, typer.Option(help="cifar10 or digits.")] = "cifar10",
+    data_dir: DataDir = None,
+    json_path: Json = None,
+) -> None:
+    """Train with each codec beside none: accuracy, loss, bytes on the wire, error of the gradient, speed."""
+    from distopt.bench import codecs as bench_of_codecs
+
+    with _plain_errors():
+        _task(task)
+        options = bench_of_codecs.Options(
+            codecs=bench_of_codecs.DEFAULT if codecs is None else tuple(codecs.split(",")),
+            steps=steps,
+            ranks=ranks,
+            global_batch=global_batch,
+            seeds=tuple(_numbers("--seeds", seeds)),
+            learning_rate=learning_rate,
+            task=task,
+            data_dir=data_dir,
+        )
+        bench_of_codecs.main(options, _text(json_path))
 
 
 def _numbers(option: str, text: str) -> list[int]:

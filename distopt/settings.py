@@ -31,6 +31,8 @@ class Settings:
             of ranks and replicas then. None: ranks share the global batch as it is cheapest.
         micro_batches: in how many pieces each replica computes its part of the global batch, one after the
             other, with one reduction: the activations of one piece are in memory at a time.
+        codec: name of the codec that gradients are exchanged by, as `aggregators.codecs.get` reads it; None
+            sends them as they are.
 
     Raises:
         ValueError: a number is out of range.
@@ -51,6 +53,7 @@ class Settings:
     adasum: bool = False
     canonical: int | None = None
     micro_batches: int = 1
+    codec: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("global_batch", "log_every", "checkpoint_every", "bucket_bytes", *_COUNTS):
@@ -66,6 +69,11 @@ class Settings:
                 f"local_start={self.local_start} says when local steps begin; give local_steps too"
             )
         self._check_one_way()
+        if self.codec is not None and (self.adasum or self.canonical is not None):
+            raise ValueError(
+                f"codec={self.codec!r} has no place beside adasum or canonical: both exchange gradients as "
+                "they are"
+            )
         if self.canonical is not None and not 1 <= self.canonical <= self.global_batch:
             raise ValueError(
                 f"canonical must be a number of shards from 1 to the global batch, {self.global_batch}, "

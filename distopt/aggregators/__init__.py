@@ -6,6 +6,7 @@ from distopt.aggregators.aggregator import Aggregator, GradientAggregator, Pair
 from distopt.aggregators.allreduce import AllReduce
 from distopt.aggregators.broadcast import broadcast_variables
 from distopt.aggregators.canonical import Canonical
+from distopt.aggregators.compressed import Compressed
 from distopt.aggregators.delayed import Delayed
 from distopt.aggregators.grouped import Grouped
 from distopt.aggregators.join import in_step
@@ -21,6 +22,7 @@ __all__ = [
     "AllReduce",
     "Delayed",
     "Canonical",
+    "Compressed",
     "GradientAggregator",
     "NotFinite",
     "Grouped",

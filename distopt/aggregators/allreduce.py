@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from distopt.aggregators.aggregator import Aggregator, Pair, begin_step
@@ -151,8 +151,9 @@ class AllReduce(Aggregator):
         self.wire_bytes += bucket.nbytes
         return PlainReduction(self.communicator.all_reduce(bucket), bucket)
 
-    def _sum_packed(self, packed: Array, divisor: float | None) -> None:
+    def _sum_packed(self, packed: Array, divisor: float | None, variables: Sequence[Variable]) -> None:
         """Sum the packed gradients of variables outside an arena, and divide them; to be overridden."""
+        del variables
         self.wire_bytes += packed.nbytes
         PlainReduction(self.communicator.all_reduce(packed), packed).finish(divisor)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from distopt.aggregators.aggregator import Pair
@@ -19,7 +19,7 @@ def reduce_loose(
     given: list[Pair],
     presence: Array,
     divisor: float | None,
-    sum_packed: Callable[[Array, float | None], None],
+    sum_packed: Callable[[Array, float | None, Sequence[Variable]], None],
     exchange: SparseExchange | None = None,
 ) -> list[Pair]:
     """Return all pairs with global gradients; those of arena variables are their arena views.
@@ -33,7 +33,7 @@ def reduce_loose(
         presence: [3, pairs]: on how many ranks a variable has a gradient, how many of these are
             IndexedSlices, and how many rows these have together.
         divisor: what to divide sums by; None not to.
-        sum_packed: sums an array over ranks and divides it, in place.
+        sum_packed: sums an array over ranks and divides it, in place; is told whose gradients lie in it.
         exchange: of rows; all ranks' rows are gathered when None.
     """
     exchange = SparseExchange(communicator, "rows") if exchange is None else exchange
@@ -69,7 +69,7 @@ def _reduce_packed(
     given: list[Pair],
     members: list[int],
     divisor: float | None,
-    sum_packed: Callable[[Array, float | None], None],
+    sum_packed: Callable[[Array, float | None, Sequence[Variable]], None],
 ) -> dict[int, Array]:
     """Sum the gradients of several variables of one dtype as one array."""
     first = given[members[0]][1]
@@ -84,5 +84,5 @@ def _reduce_packed(
             view[...] = dense_gradient(gradient, variable)
         views[i] = view
         start += size
-    sum_packed(flat, divisor)
+    sum_packed(flat, divisor, [given[i][1] for i in members])
     return views
