@@ -127,7 +127,7 @@ class Agreement:
                 )
 
     def _place(self) -> str:
-        """Return where this rank is: its host, and its group if that is not the world, whose ranks it counts."""
+        """Return this rank's host, and its group where ranks are not those of the world."""
         label = self.communicator.label
         return self.communicator.host + ("" if label == "world" else f" in group {label}")
 
