@@ -26,7 +26,7 @@ def medians(communicator, steps=2, arena=False):
     rank = communicator.rank
     results = []
     for step in range(steps):
-        # The rank's mean is (rank, 10 * rank, 101 on the last rank, 1 elsewhere) in every step; b is for rank 1 alone.
+        # What the rank's mean is; only rank 1 has a gradient of b.
         mean = [rank + step, 10.0 * rank, 101.0 if rank == communicator.size - 1 else 1.0]
         pairs = [([rank * m for m in mean], w), (7.0 if rank == 1 else None, b), (None, unused)]
         results.append(aggregator.aggregate(pairs[:: 1 if rank % 2 else -1], examples=rank))
