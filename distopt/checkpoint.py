@@ -21,7 +21,7 @@ from safetensors.numpy import save as to_safetensors
 from distopt.backend import Array
 from distopt.errors import CheckpointError
 
-__all__ = ["checkpoint_path", "latest", "load", "paths", "prune", "save"]
+__all__ = ["checkpoint_path", "digest_of", "latest", "load", "paths", "prune", "save"]
 
 _FORMAT = "distopt-1"
 _PREFIX = "checkpoint-"
@@ -42,7 +42,7 @@ def save(path: Path, arrays: Mapping[str, Array], manifest: Mapping[str, Any]) -
     ready = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     metadata = {
         "format": _FORMAT,
-        "sha256": _digest(ready),
+        "sha256": digest_of(ready),
         "manifest": json.dumps(dict(manifest), sort_keys=True),
     }
     data = to_safetensors(ready, metadata)
@@ -84,7 +84,7 @@ def load(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
         raise CheckpointError(
             f"{path} has format {metadata.get('format')!r}, expected {_FORMAT!r}: another program wrote it"
         )
-    found = _digest(arrays)
+    found = digest_of(arrays)
     if found != metadata.get("sha256"):
         raise CheckpointError(
             f"{path} is altered: its arrays have SHA-256 {found}, the file says {metadata.get('sha256')}. "
@@ -124,7 +124,8 @@ def prune(folder: Path, keep: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def _digest(arrays: Mapping[str, Array]) -> str:
+def digest_of(arrays: Mapping[str, Array]) -> str:
+    """Return the SHA-256 of arrays, of their names, dtypes and shapes; NumPy arrays in any order."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = arrays[name]

@@ -65,6 +65,18 @@ def train(
         str, typer.Option("--progress", help="bar, lines, or auto: a bar on a terminal.")
     ] = "auto",
     device: DeviceOption = None,
+    local_steps: Annotated[int, typer.Option(help="Local SGD: steps between averagings of ranks.")] = 1,
+    local_start: Annotated[int, typer.Option(help="Steps with exchange before local ones.")] = 0,
+    delayed: Annotated[bool, typer.Option("--delayed", help="Apply gradients one step late.")] = False,
+    adasum: Annotated[bool, typer.Option("--adasum", help="Combine gradients by Adasum.")] = False,
+    canonical: Annotated[
+        int | None, typer.Option(help="Canonical shards: the same bits on any number of ranks.")
+    ] = None,
+    micro_batches: Annotated[int, typer.Option(help="Pieces in which a replica computes its part.")] = 1,
+    codec: Annotated[
+        str | None,
+        typer.Option(help="Encode gradients: fp16, int8, ef-topk:0.01 ...; see docs/codecs.md."),
+    ] = None,
 ) -> None:
     """Train; start it with mpirun to train on several ranks.
 
@@ -87,10 +99,17 @@ def train(
             bucket_bytes=int(bucket_mib * (1 << 20)),
             prefetch=prefetch,
             output=output,
+            local_steps=local_steps,
+            local_start=local_start,
+            delayed=delayed,
+            adasum=adasum,
+            canonical=canonical,
+            micro_batches=micro_batches,
+            codec=codec,
         )
         if resume and output is None:
             raise ValueError("--resume needs --output, the folder of the run to go on with")
-        devices = _devices(device, communicator, replicas_per_rank)
+        devices = _devices(device, communicator, replicas_per_rank, 1 if canonical else None)
         data = task.load("train", data_dir=data_dir, communicator=communicator)
         test = task.load("test", data_dir=data_dir, communicator=communicator)
         trainer = Trainer(task, data, communicator, devices, settings)
@@ -148,6 +167,8 @@ def _finish_training(
         f"test accuracy {100 * averaged['accuracy']:.2f} % with averaged weights, "
         f"{100 * raw['accuracy']:.2f} % with raw ones ({int(averaged['examples'])} examples)"
     )
+    if settings.canonical is not None:
+        progress.say(f"digest after step {trainer.step}: {trainer.digest()}")
 
 
 @app.command()
@@ -174,6 +195,26 @@ def evaluate(
 
 
 @app.command()
+def digest(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or the --output folder of a run.")],
+) -> None:
+    """Print one SHA-256 of a checkpoint's weights, slots, moving averages and statistics, to compare runs.
+
+    Of a folder the newest checkpoint is taken. With `train --canonical` it is the same on any number of
+    ranks and replicas, on equal processors and libraries.
+    """
+    from distopt import checkpoint as checkpoints
+    from distopt.errors import CheckpointError
+
+    with _plain_errors():
+        paths = checkpoints.paths(checkpoint) if checkpoint.is_dir() else [checkpoint]
+        if not paths:
+            raise CheckpointError(f"there is no checkpoint in {checkpoint}; give the --output of a training")
+        arrays, manifest = checkpoints.load(paths[-1])
+        print(f"digest after step {manifest['step']}: {checkpoints.digest_of(arrays)}")
+
+
+@app.command()
 def doctor(json_path: Json = None, data_dir: DataDir = None) -> None:
     """Tell what is here, what is missing, and the command that mends it."""
     from distopt import doctor as examination
@@ -189,7 +230,9 @@ def _task(name: str) -> Task:
     return TASKS[name]
 
 
-def _devices(request: str | None, communicator: Communicator, replicas: int) -> list[Device]:
+def _devices(
+    request: str | None, communicator: Communicator, replicas: int, threads_wanted: int | None = None
+) -> list[Device]:
     """Choose this rank's devices, set its threads, and let rank 0 print every rank's choice."""
     from distopt.backend import Device, choose_device
 
@@ -201,7 +244,7 @@ def _devices(request: str | None, communicator: Communicator, replicas: int) -> 
         chosen, reason = choose_device(request, communicator.local_rank * replicas + number)
         # On a CPU the replicas are logical devices of one processor.
         devices.append(Device("cpu", number) if chosen.kind == "cpu" else chosen)
-    threads = _limit_threads(communicator)
+    threads = _limit_threads(communicator, threads_wanted)
     line = (
         f"rank {communicator.rank} of {communicator.size} on {communicator.host}: "
         f"{', '.join(map(str, devices))}, {threads} thread(s) ({reason})"
@@ -212,8 +255,11 @@ def _devices(request: str | None, communicator: Communicator, replicas: int) -> 
     return devices
 
 
-def _limit_threads(communicator: Communicator) -> int:
-    """Give each rank of a host its share of the cores for matrix products, unless the user said how many."""
+def _limit_threads(communicator: Communicator, wanted: int | None = None) -> int:
+    """Give each rank of a host its share of the cores for matrix products, unless the user said how many.
+
+    Canonical mode wants 1, whatever the number of ranks: sums within a product depend on the threads.
+    """
     from threadpoolctl import threadpool_limits
 
     asked = os.environ.get("OMP_NUM_THREADS") or os.environ.get("OPENBLAS_NUM_THREADS")
@@ -224,7 +270,7 @@ def _limit_threads(communicator: Communicator) -> int:
     # Ranks that a launcher bound have cores of their own; others share theirs.
     ranks = communicator.all_gather_object((communicator.host, cores))
     sharing = sum(1 for host, others in ranks if host == communicator.host and (not cores or others & cores))
-    threads = max(1, mine // max(1, sharing))
+    threads = max(1, mine // max(1, sharing)) if wanted is None else wanted
     threadpool_limits(threads)
     return threads
 
@@ -325,6 +371,36 @@ def bench_convergence(
             data_dir=data_dir,
         )
         convergence.main(options, _text(json_path))
+
+
+@bench.command("codecs")
+def bench_codecs(
+    codecs: Annotated[str | None, typer.Option(help="Names with commas between; none is one too.")] = None,
+    steps: Annotated[int, typer.Option(help="Of each training.")] = 1000,
+    ranks: Annotated[int, typer.Option(help="Of each training.")] = 2,
+    global_batch: Annotated[int, typer.Option(help="Examples in a step.")] = 64,
+    seeds: Annotated[str, typer.Option(help="One training for each, as in 0,1,2.")] = "0",
+    learning_rate: Annotated[float | None, typer.Option(help="Of all; else the task's.")] = None,
+    task: Annotated[str, typer.Option(help="cifar10 or digits.")] = "cifar10",
+    data_dir: DataDir = None,
+    json_path: Json = None,
+) -> None:
+    """Train with each codec beside none: accuracy, loss, bytes on the wire, error of the gradient, speed."""
+    from distopt.bench import codecs as bench_of_codecs
+
+    with _plain_errors():
+        _task(task)
+        options = bench_of_codecs.Options(
+            codecs=bench_of_codecs.DEFAULT if codecs is None else tuple(codecs.split(",")),
+            steps=steps,
+            ranks=ranks,
+            global_batch=global_batch,
+            seeds=tuple(_numbers("--seeds", seeds)),
+            learning_rate=learning_rate,
+            task=task,
+            data_dir=data_dir,
+        )
+        bench_of_codecs.main(options, _text(json_path))
 
 
 def _numbers(option: str, text: str) -> list[int]:

@@ -5,6 +5,7 @@
     ├── CommunicatorError      ranks disagree, or a collective failed
     ├── DataError              a file of a data set is missing, short, altered, or an example is unusable
     ├── CheckpointError        a checkpoint can't be written, or what was read does not fit
+    ├── DriftError             replicas that must be alike are not
     ├── LaunchError            the job was started in a way that can't work
     └── NonFiniteError         the loss or a gradient is NaN or infinite, on any rank
 
@@ -21,6 +22,7 @@ __all__ = [
     "CommunicatorError",
     "DataError",
     "DistoptError",
+    "DriftError",
     "LaunchError",
     "NonFiniteError",
 ]
@@ -44,6 +46,10 @@ class DataError(DistoptError):
 
 class CheckpointError(DistoptError):
     """A checkpoint can't be written, or one that was read does not fit the model."""
+
+
+class DriftError(DistoptError):
+    """Replicas that must hold the same bits don't; every rank raises it, with the place."""
 
 
 class LaunchError(DistoptError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distopt.aggregators import Aggregator, AllReduce
+from distopt.aggregators import Adasum, Aggregator, AllReduce, Canonical, Compressed, Delayed, LocalSGD
 from distopt.communicators import Communicator
 from distopt.settings import Settings
 
@@ -11,4 +11,15 @@ __all__ = ["make_aggregator"]
 
 def make_aggregator(settings: Settings, communicator: Communicator) -> Aggregator:
     """Return the aggregator that averages gradients over the global batch as the settings say."""
-    return AllReduce(communicator, "mean", settings.bucket_bytes)
+    bucket_bytes = settings.bucket_bytes
+    if settings.canonical is not None:
+        return Canonical(communicator, settings.canonical, "mean", bucket_bytes)
+    if settings.adasum:
+        return Adasum(communicator)
+    if settings.codec is not None:
+        plain: AllReduce = Compressed(communicator, settings.codec, "mean", bucket_bytes)
+    else:
+        plain = AllReduce(communicator, "mean", bucket_bytes)
+    if settings.local_steps > 1:
+        return LocalSGD(communicator, settings.local_steps, settings.local_start, plain)
+    return Delayed(plain) if settings.delayed else plain

@@ -23,6 +23,16 @@ class Settings:
         bucket_bytes: size of the pieces in which gradients are reduced.
         prefetch: how many batches are made ahead.
         output: folder for metrics, checkpoints and weights; None writes nothing.
+        local_steps: above 1, ranks train by themselves and average every so many steps (local SGD).
+        local_start: exchange gradients in the first so many steps before that (post-local SGD).
+        delayed: apply the gradients of the step before, while those of this one are exchanged.
+        adasum: combine the ranks' gradients by Adasum instead of their mean.
+        canonical: number of canonical shards of the global batch: training has the same bits on any number
+            of ranks and replicas then. None: ranks share the global batch as it is cheapest.
+        micro_batches: in how many pieces each replica computes its part of the global batch, one after the
+            other, with one reduction: the activations of one piece are in memory at a time.
+        codec: name of the codec that gradients are exchanged by, as `aggregators.codecs.get` reads it; None
+            sends them as they are.
 
     Raises:
         ValueError: a number is out of range.
@@ -37,13 +47,55 @@ class Settings:
     bucket_bytes: int = 4 << 20
     prefetch: int = 2
     output: Path | None = None
+    local_steps: int = 1
+    local_start: int = 0
+    delayed: bool = False
+    adasum: bool = False
+    canonical: int | None = None
+    micro_batches: int = 1
+    codec: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("global_batch", "log_every", "checkpoint_every", "bucket_bytes"):
+        for name in ("global_batch", "log_every", "checkpoint_every", "bucket_bytes", *_COUNTS):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("steps", "seed", "prefetch"):
+        for name in ("steps", "seed", "prefetch", "local_start"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.learning_rate is not None and not 0 <= self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be finite and not negative, got {self.learning_rate}")
+        if self.local_start and self.local_steps == 1:
+            raise ValueError(
+                f"local_start={self.local_start} says when local steps begin; give local_steps too"
+            )
+        self._check_one_way()
+        if self.codec is not None and (self.adasum or self.canonical is not None):
+            raise ValueError(
+                f"codec={self.codec!r} has no place beside adasum or canonical: both exchange gradients as "
+                "they are"
+            )
+        if self.canonical is not None and not 1 <= self.canonical <= self.global_batch:
+            raise ValueError(
+                f"canonical must be a number of shards from 1 to the global batch, {self.global_batch}, "
+                f"so that each has an example; got {self.canonical}"
+            )
+        if self.canonical is not None and self.micro_batches != 1:
+            raise ValueError(
+                f"micro_batches={self.micro_batches} has no place beside canonical={self.canonical}: "
+                "canonical shards are computed one after the other already; for less memory take more of them"
+            )
+
+    def _check_one_way(self) -> None:
+        """Raise where more than one way to combine the ranks is asked for."""
+        ways = {
+            "canonical": self.canonical is not None,
+            "local_steps": self.local_steps > 1,
+            "delayed": self.delayed,
+            "adasum": self.adasum,
+        }
+        asked = [f"{name}={getattr(self, name)}" for name, is_asked in ways.items() if is_asked]
+        if len(asked) > 1:
+            raise ValueError(f"these are different ways to combine ranks, choose one: {', '.join(asked)}")
+
+
+_COUNTS = ("local_steps", "micro_batches")

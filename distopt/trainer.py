@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from distopt import checkpoint
-from distopt.aggregators import Pair, Ticket, combine_replicas
+from distopt.aggregators import Pair, Ticket
 from distopt.backend import Array, Device
 from distopt.communicators import Communicator
 from distopt.data.dataset import Dataset
 from distopt.data.prefetch import Prefetcher
-from distopt.data.sampler import Sampler, shard
+from distopt.data.sampler import Sampler
 from distopt.errors import CheckpointError, CommunicatorError, NonFiniteError
 from distopt.evaluation import evaluate, load_weights
 from distopt.exchange import make_aggregator
@@ -28,6 +28,7 @@ from distopt.optimizers import ExponentialMovingAverage, LossScaleOptimizer
 from distopt.optimizers.loss_scale import all_finite
 from distopt.replica import Batch, Replica
 from distopt.settings import Settings
+from distopt.step import Step, kernels, make_pieces
 
 __all__ = ["Settings", "Trainer"]
 
@@ -50,8 +51,10 @@ class Trainer:
         stopped: whether `run` ended because a rank was asked to stop.
 
     Raises:
-        ValueError: the global batch is smaller than the number of replicas.
-        CommunicatorError: ranks have different models or settings.
+        ValueError: the global batch, or the number of canonical shards, is smaller than the number of
+            replicas.
+        CommunicatorError: ranks have different models or settings; in canonical mode, different processors,
+            libraries or numbers of threads for matrix products.
     """
 
     def __init__(
@@ -64,11 +67,7 @@ class Trainer:
     ) -> None:
         self.task, self.data, self.communicator, self.settings = task, data, communicator, settings
         self._parts = communicator.size * len(devices)
-        if settings.global_batch < self._parts:
-            raise ValueError(
-                f"a global batch of {settings.global_batch} can't be cut for {communicator.size} ranks x "
-                f"{len(devices)} replicas: it needs at least one example for each of the {self._parts}"
-            )
+        pieces = make_pieces(settings, communicator, len(devices))
         shape = task.augmentation.output_shape(tuple(data.images.shape[1:]))  # type: ignore[arg-type]
         self.replicas = [Replica(task.model, shape, device, settings.seed) for device in devices]
         self.aggregator = make_aggregator(settings, communicator)
@@ -78,8 +77,14 @@ class Trainer:
             settings.global_batch,
             gradient_aggregator=self.aggregator,
         )
+        if settings.delayed and isinstance(self.optimizer, LossScaleOptimizer) and self.optimizer.dynamic:
+            raise ValueError(
+                "delayed gradients come a step after the loss scale that they were made with, which a "
+                "dynamic one may have changed; use a fixed scale (dynamic=False), or leave `delayed` out"
+            )
         self.averages = ExponentialMovingAverage(task.average_decay, num_updates=lambda: self.optimizer.step)
         self.clock = PhaseClock()
+        self._work = Step(self.replicas, self.aggregator, self.optimizer, pieces, self.clock)
         self.step = 0
         self.stopped = False
         self._sampler = Sampler(len(data.labels), settings.global_batch, settings.seed)
@@ -93,6 +98,7 @@ class Trainer:
             "settings": {**asdict(self.settings), "output": None, "replicas": len(self.replicas)},
             "variables": self.replicas[0].arena.schema(),
             "data": (self.data.name, self.data.images.shape),
+            "matrix products": None if self.settings.canonical is None else kernels(),
         }
         theirs = self.communicator.all_gather_object((self.communicator.host, own))
         for rank, (host, other) in enumerate(theirs):
@@ -156,31 +162,16 @@ class Trainer:
     def _train_step(self, batches: Prefetcher[list[Batch]]) -> Ticket:
         clock = self.clock
         clock.start("input")
-        shards = batches.get(self.step)
+        parts = batches.get(self.step)
         penalty = self.replicas[0].regularization() if self._logs_next() else 0.0
-        own = Ticket(stop=float(self._stop_asked))
-        scaling = self.optimizer if isinstance(self.optimizer, LossScaleOptimizer) else None
-        streams: list[Any] = []
-        # The first replica last: its backward pass overlaps the reduction.
-        for replica, batch in reversed(list(zip(self.replicas, shards, strict=True))):
-            clock.start("forward")
-            tape, loss, part = replica.forward(batch)
-            own += part
-            clock.start("backward")
-            stream = replica.gradients(tape, loss, 1.0 if scaling is None else scaling.loss_scale)
-            streams.insert(0, stream if replica is self.replicas[0] else list(stream))
-        stream = self.optimizer.before_aggregation(combine_replicas(streams))
-        pairs = self.aggregator.reduce(stream, own)
-        clock.add("backward", -self.aggregator.exposed_seconds)
-        clock.add("exposed communication", self.aggregator.exposed_seconds)
+        pairs, own = self._work.run(parts, Ticket(stop=float(self._stop_asked)))
         clock.start("apply")
-        if scaling is not None:
-            pairs = scaling.unscaled(pairs)
-        if self._check_finite(own, shards, pairs):
-            for replica in self.replicas:
-                replica.run_update_ops()
+        if isinstance(self.optimizer, LossScaleOptimizer):
+            pairs = self.optimizer.unscaled(pairs)
+        if self._check_finite(own, parts, pairs):
+            self._work.accept()
         else:
-            self._restore_statistics()  # the optimizer leaves this step out as well
+            self._work.reject()  # the optimizer leaves this step out as well
         self._apply(pairs)
         clock.start(None)
         self.step += 1
@@ -197,17 +188,15 @@ class Trainer:
         return number % self.settings.log_every == 0 or number == self.settings.steps
 
     def _make_batches(self, step: int) -> list[Batch]:
-        """Make this rank's part of a global batch, cut for its replicas. Runs in the input thread."""
+        """Make this rank's part of a global batch, cut into its pieces. Runs in the input thread."""
         epochs, indices = self._sampler.batch(step)
         batches: list[Batch] = []
-        for number in range(len(self.replicas)):
-            part = self.communicator.rank * len(self.replicas) + number
-            own = shard(self.settings.global_batch, part, self._parts)
-            chosen = indices[own]
+        for piece in self._work.pieces:
+            chosen = indices[piece.examples]
             images = self.task.augmentation.train(
-                self.data.images[chosen], epochs[own], chosen, self.settings.seed
+                self.data.images[chosen], epochs[piece.examples], chosen, self.settings.seed
             )
-            batches.append(Batch(images, self.data.labels[chosen], step, own.start))
+            batches.append(Batch(images, self.data.labels[chosen], step, piece.examples.start))
         return batches
 
     def _check_finite(self, own: Ticket, shards: list[Batch], pairs: list[Pair]) -> bool:
@@ -222,13 +211,13 @@ class Trainer:
             if bad and isinstance(self.optimizer, LossScaleOptimizer) and self.optimizer.dynamic:
                 return False
             if bad:
-                self._restore_statistics()
+                self._work.reject()
                 raise NonFiniteError(
                     f"the loss is finite at step {self.step + 1}, but the gradients of {', '.join(bad)} are "
                     "not. The variables were left as they were. Lower the learning rate, or look at the data."
                 )
             return True
-        self._restore_statistics()
+        self._work.reject()
         reason = ""
         if own.not_finite:
             wrong = sum(int(np.sum(~np.isfinite(b.images).all(axis=(1, 2, 3)))) for b in shards)
@@ -240,10 +229,6 @@ class Trainer:
             "as they were. Lower the learning rate (now "
             f"{self.optimizer.hyperparameter('learning_rate'):g}), clip gradients, or look at the data."
         )
-
-    def _restore_statistics(self) -> None:
-        for replica in self.replicas:
-            replica.restore_statistics()
 
     def _log(
         self,
@@ -276,7 +261,7 @@ class Trainer:
             data: the examples, whole on every rank.
             averaged: use the moving averages of the weights instead of the weights.
         """
-        self._agree_on_statistics()
+        self._settle()
         weights = self.averages.averaged_weights() if averaged else nullcontext()
         with self.replicas[0].device.activate(), weights:
             return evaluate(self.replicas[0], self.task, data, self.communicator)
@@ -301,6 +286,13 @@ class Trainer:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def _settle(self) -> None:
+        """Make one model of those of all replicas of all ranks. Collective."""
+        self._agree_on_statistics()
+        others = [*self.optimizer.weights, *self.averages.variables()]
+        self.aggregator.settle(self.replicas[0].variables, others)
+        self._copy_to_other_replicas()
+
     def _agree_on_statistics(self) -> None:
         """Give all replicas of all ranks the mean of their statistics. Collective.
 
@@ -308,7 +300,7 @@ class Trainer:
         one.
         """
         statistics = [replica.statistics for replica in self.replicas]
-        if self._parts == 1:
+        if self._parts == 1 or self.settings.canonical is not None:  # one, or equal already
             return
         for group in zip(*statistics, strict=True):
             if group[0].dtype.kind != "f":
@@ -341,23 +333,34 @@ class Trainer:
             "seed": self.settings.seed,
             "data": f"{self.data.name}, {len(self.data.labels)} examples",
             "optimizer": self.optimizer.get_name(),
+            "canonical": self.settings.canonical,
         }
 
     def save_checkpoint(self) -> None:
         """Write weights, moving averages and slots on rank 0; nothing where there is no output folder.
 
-        Collective where the model has statistics or the aggregator keeps something.
+        Collective where the model has statistics, or the aggregator keeps something or lets ranks differ.
         """
-        self._agree_on_statistics()
+        self._settle()
         kept = self.aggregator.state()
         if self.settings.output is None or self.communicator.rank != 0:
             return
-        arrays = {f"weights:{name}": value for name, value in self.weights().items()}
-        arrays |= {f"slots:{name}": value for name, value in self.optimizer.state().items()}
-        arrays |= {f"aggregator:{name}": value for name, value in kept.items()}
+        arrays = self._arrays() | {f"aggregator:{name}": value for name, value in kept.items()}
         path = checkpoint.checkpoint_path(self.settings.output, self.step)
         checkpoint.save(path, arrays, self._manifest())
         checkpoint.prune(self.settings.output, keep=2)
+
+    def _arrays(self) -> dict[str, Array]:
+        weights = {f"weights:{name}": value for name, value in self.weights().items()}
+        return weights | {f"slots:{name}": value for name, value in self.optimizer.state().items()}
+
+    def digest(self) -> str:
+        """Return a SHA-256 of all that training has made: weights, slots, averages, statistics.
+
+        In canonical mode it is the same on every rank, and on any number of ranks; and that which `distopt
+        digest` tells of a checkpoint of this step.
+        """
+        return checkpoint.digest_of(self._arrays())
 
     def save_weights(self, **results: float) -> Path | None:
         """Write the weights with results on rank 0, for `distopt evaluate`; returns the file."""
@@ -384,7 +387,7 @@ class Trainer:
             return f"no checkpoint in {self.settings.output}: starting from the beginning"
         path, arrays, manifest, passed_over = loaded
         own = self._manifest()
-        for key in ("task", "global_batch", "seed", "data", "optimizer"):
+        for key in ("task", "global_batch", "seed", "data", "optimizer", "canonical"):
             if manifest.get(key) != own[key]:
                 raise CheckpointError(
                     f"{path} was trained with {key} {manifest.get(key)!r}, this run has {own[key]!r}. "

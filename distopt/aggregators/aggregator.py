@@ -72,7 +72,7 @@ class Aggregator(ABC):
         ticket: the totals of the last `reduce`, the same on every rank.
         ready: whether the last `reduce` gave gradients to apply. False: nothing is to be updated in this
             step, because no rank had an example, or because gradients are being accumulated; all
-            gradients are None then. The same on every rank.
+            gradients are None then. The same on every rank (`LocalSGD` alone lets each decide for itself).
         exposed_seconds: time that the last `reduce` spent in communication calls, while nothing was
             computed: starting, polling and waiting, slower ranks included.
         wire_bytes: how much of gradients the last `reduce` gave to the communicator, encoded.
@@ -121,6 +121,24 @@ class Aggregator(ABC):
             variables: those that `reduce` was given.
         """
         del variables
+
+    def flush(self) -> list[Pair]:
+        """Return the global gradients that were held back and not given out yet; none usually. Collective.
+
+        They are applied by `apply_gradients(aggregator.flush(), experimental_aggregate_gradients=False)`.
+        """
+        return []
+
+    def settle(self, variables: Sequence[Variable], others: Sequence[Variable] = ()) -> None:
+        """Make alike on all ranks what the aggregator lets differ between steps, usually nothing. Collective.
+
+        To be called where training pauses: before a checkpoint, before an evaluation, at the end.
+
+        Args:
+            variables: those that are trained.
+            others: what else each rank updates by itself: slots, moving averages.
+        """
+        del variables, others
 
     def state(self) -> dict[str, Array]:
         """Return what a checkpoint must hold for the aggregator to go on, by name. Collective."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,11 +16,18 @@ from distopt.communicators import Communicator
 from distopt.errors import CommunicatorError
 from distopt.variables import IndexedSlices, Variable
 
-__all__ = ["Agreement"]
+__all__ = ["Agreement", "DisagreementError", "Schema", "check_same", "schema_of"]
 
 _log = logging.getLogger("distopt")
 
-Schema: TypeAlias = "list[tuple[str, tuple[int, ...], str, bool]]"
+_Place: TypeAlias = "tuple[int, int, int] | None"
+_Described: TypeAlias = "tuple[str, tuple[int, ...], str, _Place]"
+Schema: TypeAlias = "list[_Described]"
+"""Name, shape, dtype, and in an arena: the number of its slab, where the segment starts, the slab's size."""
+
+
+class DisagreementError(CommunicatorError):
+    """The ranks can't do this step together; every rank raises it, and can go on to use the communicator."""
 
 
 class Agreement:
@@ -38,12 +45,13 @@ class Agreement:
         self.communicator = communicator
         self.configuration = configuration
         self.steps = 0
+        self._known: tuple[list[Variable], int] = [], 0
 
     def start(self, pairs: Sequence[Pair]) -> None:
         """Compare the ranks' variables, in the first step; nothing later. Collective.
 
         Raises:
-            CommunicatorError: they differ; it names the first variable that does, and the rank.
+            DisagreementError: they differ; it names the first variable that does, and the rank.
         """
         if self.steps == 0:
             self._compare(pairs, None)
@@ -56,12 +64,12 @@ class Agreement:
             pairs: all variables in the order of their creation, with this rank's gradients or None.
 
         Returns:
-            The sum, with the step's number. And [2, pairs]: on how many ranks a variable has a gradient,
-            and how many of these are IndexedSlices.
+            The sum, with the step's number. And [3, pairs]: on how many ranks a variable has a gradient,
+            how many of these are IndexedSlices, and how many rows these have together.
 
         Raises:
-            CommunicatorError: the ranks are at different steps, gave different variables, or one of them
-                reported an error.
+            DisagreementError: the ranks are at different steps, gave different variables, or one of them
+                reported an error. All ranks raise it.
         """
         step = self.steps if ticket.step is None else ticket.step
         ranks = self.communicator.size
@@ -71,7 +79,7 @@ class Agreement:
         # The sum of squares is the square of the sum over the number of ranks only if all are equal.
         if ranks * int(record[-1]) != int(record[-2]) ** 2:
             self._compare(pairs, step)
-            raise CommunicatorError(
+            raise DisagreementError(
                 "the ranks disagree about this step, and it could not be found in what"
             )  # pragma: no cover (the fingerprint is made of what is compared)
         self.steps += 1
@@ -79,13 +87,16 @@ class Agreement:
         total.step = step
         if total.error:
             self._raise_error(ticket, step)
+        if total.not_finite:
+            total.where = "; ".join(self._said(ticket.where or f"loss {ticket.loss}", ticket.not_finite))
+        presence = np.zeros((3, len(pairs)), np.float64)
         if int(record[-3]) == ranks:
-            presence = np.zeros((2, len(pairs)), np.float32)
             presence[0] = ranks
             return total, presence
-        presence = np.array(
-            [[g is not None for g, _ in pairs], [isinstance(g, IndexedSlices) for g, _ in pairs]], np.float32
-        )
+        for number, (gradient, _) in enumerate(pairs):
+            presence[0, number] = gradient is not None
+            if isinstance(gradient, IndexedSlices):
+                presence[1:, number] = 1, len(gradient.indices)
         self.communicator.all_reduce(presence.reshape(-1)).wait()
         return total, presence
 
@@ -101,45 +112,75 @@ class Agreement:
         return True
 
     def _fingerprint(self, pairs: Sequence[Pair], step: int) -> float:
-        text = f"{self.configuration};{step};{_schema(pairs)}"
-        return float(zlib.crc32(text.encode()) & 0xFFFFF)
+        variables = [variable for _, variable in pairs]
+        if variables != self._known[0]:  # by identity: what is described doesn't change
+            text = f"{self.configuration};{schema_of(variable for _, variable in pairs)}"
+            self._known = variables, zlib.crc32(text.encode())
+        return float(zlib.crc32(str(step).encode(), self._known[1]) & 0xFFFFF)
 
     def _compare(self, pairs: Sequence[Pair], step: int | None) -> None:
-        own = (self.communicator.host, self.configuration, step, _schema(pairs))
+        own = (self._place(), self.configuration, step, schema_of(variable for _, variable in pairs))
         everyone: list[Any] = self.communicator.all_gather_object(own)
         _, configuration, first_step, schema = everyone[0]
         for rank, (host, other_configuration, other_step, other_schema) in enumerate(everyone):
             if other_configuration != configuration:
-                raise CommunicatorError(
+                raise DisagreementError(
                     f"rank {rank} on {host} aggregates by {other_configuration}, rank 0 by {configuration}. "
                     "Make the aggregator with the same arguments on every rank."
                 )
             if other_step != first_step:
-                raise CommunicatorError(
+                raise DisagreementError(
                     f"rank {rank} on {host} is at step {other_step}, rank 0 at step {first_step}: one of "
                     "them left steps out. A rank without data calls with no examples and None gradients."
                 )
-            if other_schema != schema:
-                raise CommunicatorError(
-                    f"rank {rank} on {host} has other variables than rank 0: "
-                    f"{_first_difference(schema, other_schema)}. Build the same model in the same order on "
-                    "every rank, and give every variable on every rank, with None where it has no gradient."
-                )
+            check_same(schema, other_schema, rank, host)
+
+    def _place(self) -> str:
+        """Return where this rank is: its host, and its group where that is not the world."""
+        label = self.communicator.label
+        return self.communicator.host + ("" if label == "world" else f" in group {label}")
 
     def _raise_error(self, ticket: Ticket, step: int) -> None:
-        communicator = self.communicator
-        reason = ticket.reason or "no reason given"
-        own = f"rank {communicator.rank} on {communicator.host}: {reason}" if ticket.error else ""
-        reasons = [text for text in communicator.all_gather_object(own) if text]
-        raise CommunicatorError(f"step {step} can't be done: {'; '.join(reasons)}")
+        reasons = self._said(ticket.reason or "no reason given", ticket.error)
+        raise DisagreementError(f"step {step} can't be done: {'; '.join(reasons)}")
+
+    def _said(self, text: str, says: float) -> list[str]:
+        """Return what the ranks say that have something to say, with their names. Collective."""
+        own = f"rank {self.communicator.rank} on {self._place()}: {text}" if says else ""
+        return [said for said in self.communicator.all_gather_object(own) if said]
 
 
-def _schema(pairs: Sequence[Pair]) -> Schema:
-    return [_described(variable) for _, variable in pairs]
+def schema_of(variables: Iterable[Variable]) -> Schema:
+    """Describe variables by what must be the same on all ranks."""
+    slabs: dict[int, int] = {}  # numbered as they come: their own numbers may differ between ranks
+    described: Schema = []
+    for variable in variables:
+        place: _Place = None
+        if variable.slab is not None:
+            number = slabs.setdefault(variable.slab.number, len(slabs))
+            place = number, variable.start, int(variable.slab.gradients.size)
+        described.append((variable.name, variable.shape, variable.dtype.str, place))
+    return described
 
 
-def _described(variable: Variable) -> tuple[str, tuple[int, ...], str, bool]:
-    return variable.name, variable.shape, variable.dtype.str, variable.slab is not None
+def check_same(first: Schema, other: Schema, rank: int, host: str) -> None:
+    """Compare a rank's variables with those of rank 0.
+
+    Args:
+        first: of rank 0.
+        other: of `rank`.
+        rank: whose variables `other` are.
+        host: of that rank.
+
+    Raises:
+        DisagreementError: they differ; it names the first one that does.
+    """
+    if first != other:
+        raise DisagreementError(
+            f"rank {rank} on {host} has other variables than rank 0: {_first_difference(first, other)}. "
+            "Build the same model in the same order on every rank, and give every variable on every rank, "
+            "with None where it has no gradient."
+        )
 
 
 def _squared(number: float) -> tuple[float, float]:
@@ -147,14 +188,29 @@ def _squared(number: float) -> tuple[float, float]:
 
 
 def _first_difference(first: Schema, second: Schema) -> str:
-    for number, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return f"variable {number} is {_in_words(b)} there and {_in_words(a)} on rank 0"
+    # Another variable moves all that lie behind it in the arena, so places are looked at last.
+    for differ in (_itself_differs, _place_differs):
+        for number, (a, b) in enumerate(zip(first, second, strict=False)):
+            if differ(a, b):
+                return f"variable {number} is {_in_words(b)} there and {_in_words(a)} on rank 0"
+        if len(first) != len(second):
+            break
     longer, where = (first, "only on rank 0") if len(first) > len(second) else (second, "only there")
     extra = longer[min(len(first), len(second))]
     return f"{len(second)} variables there and {len(first)} on rank 0; {_in_words(extra)} is {where}"
 
 
-def _in_words(entry: tuple[str, tuple[int, ...], str, bool]) -> str:
-    name, shape, dtype, in_arena = entry
-    return f"{name!r} {np.dtype(dtype).name}{list(shape)}{' in an arena' if in_arena else ''}"
+def _itself_differs(a: _Described, b: _Described) -> bool:
+    return a[:3] != b[:3] or (a[3] is None) != (b[3] is None)
+
+
+def _place_differs(a: _Described, b: _Described) -> bool:
+    return a[3] != b[3]
+
+
+def _in_words(entry: _Described) -> str:
+    name, shape, dtype, place = entry
+    words = f"{name!r} {np.dtype(dtype).name}{list(shape)}"
+    if place is None:
+        return words
+    return f"{words} in an arena (slab {place[0]} of {place[2]} elements, from element {place[1]})"

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from distopt.aggregators.aggregator import Aggregator, Pair, begin_step
-from distopt.aggregators.agreement import Agreement
+from distopt.aggregators.agreement import Agreement, DisagreementError
 from distopt.aggregators.buckets import BucketReduction, PlainReduction, SlabReduction
-from distopt.aggregators.loose import RowsBesides, reduce_loose
+from distopt.aggregators.loose import reduce_loose
+from distopt.aggregators.sparse import (
+    RowsInArena,
+    SparseExchange,
+    SparseMode,
+    local_rows,
+    put_into_arena,
+)
 from distopt.aggregators.ticket import Ticket
 from distopt.backend import Array
 from distopt.communicators import Communicator
@@ -30,14 +37,21 @@ class AllReduce(Aggregator):
             counted in the same step, so ranks with unequal or no examples are right. "sum": the sum.
         bucket_bytes: size of the pieces that are reduced at a time, in bytes. 4 MiB measured best for
             MPI within a host.
+        sparse: how rows of variables outside an arena go: "rows", "dense" for the whole table, or "auto"
+            for what is faster; see `SparseExchange`. The result is the same. Rows of an arena's variables
+            are summed in the arena; keep a large table of which few rows are in use out of it.
 
     Raises:
-        ValueError: unknown reduction, or `bucket_bytes` below 1.
+        ValueError: unknown reduction or `sparse`, or `bucket_bytes` below 1.
         TypeError: `communicator` is none.
     """
 
     def __init__(
-        self, communicator: Communicator, reduction: str = "mean", bucket_bytes: int = 4 << 20
+        self,
+        communicator: Communicator,
+        reduction: str = "mean",
+        bucket_bytes: int = 4 << 20,
+        sparse: SparseMode = "auto",
     ) -> None:
         super().__init__()
         given: Any = communicator
@@ -52,8 +66,12 @@ class AllReduce(Aggregator):
         self.communicator = communicator
         self.reduction = reduction
         self.bucket_bytes = bucket_bytes
-        self._agreement = Agreement(communicator, f"AllReduce(reduction={reduction!r}, {bucket_bytes} bytes)")
+        self.sparse = SparseExchange(communicator, sparse)
+        self._agreement = Agreement(
+            communicator, f"AllReduce(reduction={reduction!r}, {bucket_bytes} bytes, sparse={sparse!r})"
+        )
         self._leading_slab: int | None = None
+        self._slabs_before: dict[int, Slab] | None = None
 
     def reduce(self, pairs: Iterable[Pair], ticket: Ticket | None = None) -> list[Pair]:
         """See `Aggregator.reduce`.
@@ -64,16 +82,32 @@ class AllReduce(Aggregator):
             CommunicatorError: the ranks gave different variables, are at different steps, or one of them
                 reported an error.
         """
+        return self.start(pairs, ticket)()
+
+    def start(self, pairs: Iterable[Pair], ticket: Ticket | None = None) -> Callable[[], list[Pair]]:
+        """Start `reduce` and return what waits for its end and gives its result; `ticket` is known at once.
+
+        Gradients must not be touched in between, and no other step may be started. Those outside an arena
+        are reduced before this returns.
+
+        Args:
+            pairs: see `Aggregator.reduce`.
+            ticket: see `Aggregator.reduce`.
+
+        Raises:
+            ValueError, CommunicatorError: as `reduce`.
+        """
         if self.reduction == "mean" and ticket is None:
             raise ValueError(
                 "reduction='mean' divides by the examples of the global batch, but their number was not "
                 "given: pass examples=len(batch) to minimize or apply_gradients, or use reduction='sum'"
             )
         self.exposed_seconds = 0.0
-        self.wire_bytes = 0
+        self.wire_bytes = self.sparse.wire_bytes = 0
         slabs: dict[int, SlabReduction] = {}
         given = self._consume(begin_step(self.communicator, pairs), slabs)
-        return self._timed(lambda: self._finish(given, slabs, ticket or Ticket()))
+        finish = self._timed(lambda: self._start_rest(given, slabs, ticket or Ticket()))
+        return lambda: self._timed(finish)
 
     def _timed(self, communicate: Callable[[], Any]) -> Any:
         began = time.perf_counter()
@@ -91,13 +125,15 @@ class AllReduce(Aggregator):
                     f"variable {variable.name!r} comes twice; add its gradients up before reducing them"
                 )
             seen.add(id(variable))
+            if isinstance(gradient, IndexedSlices):
+                gradient = local_rows(gradient, variable)
             given.append((gradient, variable))
             slab = variable.slab
             if slab is not None:
                 if slab.number not in slabs:
                     slabs[slab.number] = SlabReduction(slab, self._start_bucket, self.bucket_bytes)
                 if isinstance(gradient, IndexedSlices):
-                    variable.gradient[...] = 0  # the rows go by themselves, at the end
+                    put_into_arena(gradient, variable)
                 elif gradient is not None and gradient is not variable.gradient:
                     variable.gradient[...] = dense_gradient(gradient, variable)
                 if gradient is not None:
@@ -115,45 +151,71 @@ class AllReduce(Aggregator):
         self.wire_bytes += bucket.nbytes
         return PlainReduction(self.communicator.all_reduce(bucket), bucket)
 
-    def _sum_packed(self, packed: Array, divisor: float | None) -> None:
+    def _sum_packed(self, packed: Array, divisor: float | None, variables: Sequence[Variable]) -> None:
         """Sum the packed gradients of variables outside an arena, and divide them; to be overridden."""
+        del variables
         self.wire_bytes += packed.nbytes
         PlainReduction(self.communicator.all_reduce(packed), packed).finish(divisor)
 
-    def _finish(self, given: list[Pair], slabs: dict[int, SlabReduction], ticket: Ticket) -> list[Pair]:
-        """Start what is left, in one order on all ranks, and wait for everything."""
+    def _start_rest(
+        self, given: list[Pair], slabs: dict[int, SlabReduction], ticket: Ticket
+    ) -> Callable[[], list[Pair]]:
+        """Start what is left, in one order on all ranks, and return what waits for everything."""
         # Backward gives gradients as they become final, the missing ones last: sort that out.
         ordered = sorted(given, key=lambda pair: pair[1].number)
         self._agreement.start(ordered)
         # Only one slab streams, the first one of the step before: the order in which gradients come
         # depends on which a rank has, the order of the slabs does not.
+        own_slabs = {number: slabs[number].slab for number in slabs}
+        self._add_leading(slabs)
         order = sorted(slabs, key=lambda number: (number != self._leading_slab, number))
         for number in order:
             slabs[number].fill_missing(slabs[number].slab.variables)
             if number == self._leading_slab:
                 slabs[number].start_complete_buckets()
-        self.ticket, presence = self._agreement.total(ticket, ordered)
+        try:
+            self.ticket, presence = self._agreement.total(ticket, ordered)
+        except DisagreementError:
+            for number in order:
+                slabs[number].wait(None)  # what has been started, on all ranks, must end
+            raise
         for number in order:
             slabs[number].start_complete_buckets()
-        self._leading_slab = min(slabs, default=None)
+        self._choose_leading(own_slabs)
         self.ready = self.reduction == "sum" or not self._agreement.says_nothing_to_do(self.ticket)
         divisor = self.ticket.examples if self.reduction == "mean" and self.ready else None
-        reduced = reduce_loose(self.communicator, ordered, presence, divisor, self._sum_packed)
-        for number in order:
-            slabs[number].wait(divisor)
-        if not self.ready:
-            return [(None, variable) for _, variable in ordered]
-        reduced = [(_joined(gradient, variable), variable) for gradient, variable in reduced]
-        found = {id(variable): gradient for gradient, variable in reduced}
-        # In one order on all ranks, for transforms that go by places or sum over gradients.
-        return [(found[id(variable)], variable) for _, variable in ordered]
+        reduced = reduce_loose(self.communicator, ordered, presence, divisor, self._sum_packed, self.sparse)
+        self.wire_bytes += self.sparse.wire_bytes
+        running, ready = [slabs[number] for number in order], self.ready
+
+        def finish() -> list[Pair]:
+            for slab in running:
+                slab.wait(divisor)
+            if not ready:
+                return [(None, variable) for _, variable in ordered]
+            found = {id(variable): _joined(gradient, variable) for gradient, variable in reduced}
+            # In one order on all ranks, for transforms that go by places or sum over gradients.
+            return [(found[id(variable)], variable) for _, variable in ordered]
+
+        return finish
+
+    def _add_leading(self, slabs: dict[int, SlabReduction]) -> None:
+        """Take part in the leading slab's reduction even where this rank was given nothing of it.
+
+        The other ranks may have started it already; that the variables differ is found by the ticket.
+        """
+        number = self._leading_slab
+        if number is not None and number not in slabs:
+            slab = (self._slabs_before or {})[number]
+            slabs[number] = SlabReduction(slab, self._start_bucket, self.bucket_bytes)
+
+    def _choose_leading(self, slabs: dict[int, Slab]) -> None:
+        """Let the first slab stream in the next step, unless the slabs change from step to step."""
+        same = self._slabs_before is None or self._slabs_before.keys() == slabs.keys()
+        self._leading_slab = min(slabs, default=None) if same else None
+        self._slabs_before = slabs
 
 
 def _joined(gradient: Any, variable: Variable) -> Any:
-    """Add the rows that some ranks had of an arena's variable to what the others had of the whole."""
-    if not isinstance(gradient, RowsBesides):
-        return gradient
-    whole = variable.gradient
-    assert whole is not None
-    whole += gradient.rows.to_dense()
-    return whole
+    """Take the rows of an arena's variable when the arena's part is complete."""
+    return gradient.slices(variable) if isinstance(gradient, RowsInArena) else gradient

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from distopt.aggregators.agreement import check_same, schema_of
 from distopt.backend import namespace
 from distopt.communicators import Communicator
-from distopt.errors import CommunicatorError
 from distopt.variables import Variable
 
 __all__ = ["broadcast_variables"]
@@ -25,18 +25,15 @@ def broadcast_variables(variables: Iterable[Variable], communicator: Communicato
         root: whose values all get.
 
     Raises:
-        CommunicatorError: ranks gave variables of other shapes or dtypes; it names the first, and the rank.
+        CommunicatorError: ranks gave variables of other names, shapes or dtypes; all ranks raise it, and it
+            names the first such variable, and the rank.
     """
     given = list(variables)
-    own = [(variable.name, variable.shape, str(variable.dtype)) for variable in given]
-    for rank, (host, other) in enumerate(communicator.all_gather_object((communicator.host, own))):
-        for number in range(max(len(own), len(other))):
-            mine, theirs = own[number : number + 1], other[number : number + 1]
-            if [entry[1:] for entry in mine] != [entry[1:] for entry in theirs]:
-                raise CommunicatorError(
-                    f"variable {number} is {theirs or 'missing'} on rank {rank} ({host}), and "
-                    f"{mine or 'missing'} on rank {communicator.rank}; build the same model on every rank"
-                )
+    # Whether a rank has put its variables into an arena says nothing about their values.
+    own = [(name, shape, dtype, None) for name, shape, dtype, _ in schema_of(given)]
+    everyone = communicator.all_gather_object((communicator.host, own))
+    for rank, (host, other) in enumerate(everyone):
+        check_same(everyone[0][1], other, rank, host)
     for variable in given:
         with variable.device.activate():
             value = namespace(variable.value).ascontiguousarray(variable.value)

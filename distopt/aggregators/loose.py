@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from distopt.aggregators.aggregator import Pair
-from distopt.backend import Array, namespace
+from distopt.aggregators.sparse import SparseExchange
+from distopt.backend import Array
 from distopt.communicators import Communicator
 from distopt.variables import IndexedSlices, Variable, dense_gradient
 
-__all__ = ["RowsBesides", "reduce_loose"]
-
-
-class RowsBesides:
-    """The rows of all ranks, of an arena's variable of which other ranks have the whole.
-
-    Attributes:
-        rows: divided already, to be added when the arena's part is.
-    """
-
-    def __init__(self, rows: IndexedSlices) -> None:
-        self.rows = rows
+__all__ = ["reduce_loose"]
 
 
 def reduce_loose(
@@ -31,18 +19,24 @@ def reduce_loose(
     given: list[Pair],
     presence: Array,
     divisor: float | None,
-    sum_packed: Callable[[Array, float | None], None],
+    sum_packed: Callable[[Array, float | None, Sequence[Variable]], None],
+    exchange: SparseExchange | None = None,
 ) -> list[Pair]:
-    """Return all pairs with global gradients; dense ones of arena variables are their arena views.
+    """Return all pairs with global gradients; those of arena variables are their arena views.
+
+    Where all ranks that have a gradient of an arena's variable have rows, it is `RowsInArena`, for the caller
+    to take the rows when the arena's part is complete.
 
     Args:
         communicator: over whose ranks.
         given: this rank's pairs, the same variables in the same order on every rank.
-        presence: [2, pairs]: on how many ranks a variable has a gradient, and how many of these are
-            IndexedSlices.
+        presence: [3, pairs]: on how many ranks a variable has a gradient, how many of these are
+            IndexedSlices, and how many rows these have together.
         divisor: what to divide sums by; None not to.
-        sum_packed: sums an array over ranks and divides it, in place.
+        sum_packed: sums an array over ranks and divides it, in place; is told whose gradients lie in it.
+        exchange: of rows; all ranks' rows are gathered when None.
     """
+    exchange = SparseExchange(communicator, "rows") if exchange is None else exchange
     kinds = [_kind(v, int(presence[0, i]), int(presence[1, i])) for i, (_, v) in enumerate(given)]
     dense = [i for i, kind in enumerate(kinds) if kind == "dense"]
     found: dict[int, Any] = {}
@@ -50,14 +44,14 @@ def reduce_loose(
         members = [i for i in dense if given[i][1].dtype.str == dtype]
         found.update(_reduce_packed(given, members, divisor, sum_packed))
     for i, kind in enumerate(kinds):
-        if kind == "sparse":
-            found[i] = _gather_rows(communicator, *given[i], divisor)
+        gradient, variable = given[i]
+        rows = gradient if isinstance(gradient, IndexedSlices) else None
+        if kind == "rows":
+            found[i] = exchange.sum(rows, variable, float(presence[2, i]), divisor)
+        elif kind == "arena rows":
+            found[i] = exchange.indices(rows, variable)
         elif kind == "arena":
-            found[i] = given[i][1].gradient
-        elif kind == "both":
-            gradient, variable = given[i]
-            rows = gradient if isinstance(gradient, IndexedSlices) else None
-            found[i] = RowsBesides(_gather_rows(communicator, rows, variable, divisor))
+            found[i] = variable.gradient
     return [(found.get(i), variable) for i, (_, variable) in enumerate(given)]
 
 
@@ -65,18 +59,17 @@ def _kind(variable: Variable, present: int, sparse: int) -> str:
     if present == 0:
         return "none"
     # Rows are kept only when no rank has a dense gradient of the variable.
-    if sparse == present:
-        return "sparse"
+    kind = "rows" if sparse == present else "dense"
     if variable.slab is None:
-        return "dense"
-    return "both" if sparse else "arena"
+        return kind
+    return "arena rows" if kind == "rows" else "arena"
 
 
 def _reduce_packed(
     given: list[Pair],
     members: list[int],
     divisor: float | None,
-    sum_packed: Callable[[Array, float | None], None],
+    sum_packed: Callable[[Array, float | None, Sequence[Variable]], None],
 ) -> dict[int, Array]:
     """Sum the gradients of several variables of one dtype as one array."""
     first = given[members[0]][1]
@@ -91,24 +84,5 @@ def _reduce_packed(
             view[...] = dense_gradient(gradient, variable)
         views[i] = view
         start += size
-    sum_packed(flat, divisor)
+    sum_packed(flat, divisor, [given[i][1] for i in members])
     return views
-
-
-def _gather_rows(
-    communicator: Communicator, gradient: IndexedSlices | None, variable: Variable, divisor: float | None
-) -> IndexedSlices:
-    """Concatenate the rows of all ranks, in rank order; ranks may have different numbers of them."""
-    device = variable.device
-    if gradient is None:
-        gradient = IndexedSlices(
-            device.zeros((0, *variable.shape[1:]), variable.dtype), device.zeros(0, np.int64), variable.shape
-        )
-    xp = namespace(variable.value)
-    rows = xp.ascontiguousarray(device.asarray(gradient.values, variable.dtype))
-    places = xp.ascontiguousarray(device.asarray(gradient.indices, np.int64))
-    values = xp.concatenate(communicator.all_gather_rows(rows))
-    indices = xp.concatenate(communicator.all_gather_rows(places))
-    if divisor is not None:
-        values /= values.dtype.type(divisor)
-    return IndexedSlices(values, indices, variable.shape)

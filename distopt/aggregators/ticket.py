@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -26,6 +27,11 @@ class Ticket:
             `CommunicatorError` on all of them, with the reasons.
         step: number of the step, the same on every rank; None: the aggregator counts. Not summed.
         reason: why, where `error` is 1. Not summed; sent only then.
+        where: what is not finite, where `not_finite` is 1; then what all such ranks say, with their names.
+            Not summed; sent only then.
+
+    Raises:
+        ValueError: `examples` is negative, NaN or infinite: no divisor for a batch could be made of it.
     """
 
     examples: float = 0.0
@@ -37,16 +43,29 @@ class Ticket:
     error: float = 0.0
     step: int | None = None
     reason: str = ""
+    where: str = ""
+
+    def __post_init__(self) -> None:
+        self._check()
 
     def to_array(self) -> Array:
         """Return the summed fields as float64 [7], which sums counts exactly up to 2**53."""
+        self._check()  # fields may have been set since
         return np.array([getattr(self, name) for name in _SUMMED], np.float64)
 
     def __add__(self, other: Ticket) -> Ticket:
         total = Ticket.from_array(self.to_array() + other.to_array())
         total.step = self.step if other.step is None else other.step
         total.reason = "; ".join(filter(None, (self.reason, other.reason)))
+        total.where = "; ".join(filter(None, (self.where, other.where)))
         return total
+
+    def _check(self) -> None:
+        if not 0 <= self.examples < math.inf:
+            raise ValueError(
+                f"examples must be 0 or more and finite, got {self.examples}: give the number of this rank's "
+                "examples, or the sum of their weights, and 0 where it has none"
+            )
 
     @classmethod
     def from_array(cls, array: Array) -> Ticket:

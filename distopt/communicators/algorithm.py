@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import ClassVar, Protocol
 
@@ -27,9 +28,11 @@ class Algorithm(ABC):
 
     Attributes:
         name: by which it is chosen and reported.
+        takes_halves: whether it adds 16-bit floats in float32 by itself; else it is given a float32 copy.
     """
 
     name: ClassVar[str]
+    takes_halves: ClassVar[bool] = False
 
     @abstractmethod
     def can(self, flat: Array, op: str) -> bool:
@@ -40,10 +43,15 @@ class Algorithm(ABC):
         """Start the reduction of an array, in place.
 
         Args:
-            flat: host memory, contiguous, [n], in the dtype that values are combined in.
+            flat: host memory, contiguous, [n], in the dtype that values are combined in, or see
+            `takes_halves`.
             op: "sum", "max" or "min".
             number: of the collective, for messages.
         """
+
+    def prepare(self, flat: Array, op: str) -> Callable[[int], Pending]:
+        """Return a function, number -> handle, that does what `start` does, with less to do each time."""
+        return lambda number: self.start(flat, op, number)
 
     def progress(self) -> None:
         """Move what is in flight on, without blocking."""

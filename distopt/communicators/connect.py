@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from distopt.communicators.communicator import Communicator
 from distopt.communicators.guard import install
 from distopt.communicators.local import LocalCommunicator
+from distopt.communicators.tuning import algorithm_from_environment, checked_name
 from distopt.communicators.watchdog import timeout_from_environment
 from distopt.errors import LaunchError
 
@@ -50,7 +51,9 @@ def announced_ranks(environ: Mapping[str, str] = os.environ) -> tuple[int | None
     return (None, "a PMIx launcher (PMIX_RANK is set)") if "PMIX_RANK" in environ else None
 
 
-def connect(kind: Kind = "auto", *, overlap: bool | None = None) -> Communicator:
+def connect(
+    kind: Kind = "auto", *, overlap: bool | None = None, algorithm: str | None = None
+) -> Communicator:
     """Return this process's communicator.
 
     Under MPI an unhandled exception on any rank from now on ends the whole job (see guard.py), and
@@ -62,6 +65,10 @@ def connect(kind: Kind = "auto", *, overlap: bool | None = None) -> Communicator
             "mpi": MPI, whatever the environment says.
         overlap: whether all_reduce goes on in the background of the computation; None: where it
             pays, which is between hosts. Only for MPI.
+        algorithm: how all_reduce is done, wherever it can be done so: "mpi", "mpi-nonblocking" (with
+            overlap=True), "shared" (ranks of one host), "ring" or "hierarchical" (several hosts), or
+            "auto": the fastest, as measured. The environment variable DISTOPT_ALLREDUCE if None. Only
+            for MPI.
 
     Returns:
         A communicator of all ranks. It is closed when the process ends, if not before.
@@ -69,10 +76,12 @@ def connect(kind: Kind = "auto", *, overlap: bool | None = None) -> Communicator
     Raises:
         LaunchError: the launcher started several ranks but MPI sees another number, or mpi4py is
             missing.
-        ValueError: `kind` or DISTOPT_TIMEOUT can't be read.
+        ValueError: `kind`, DISTOPT_TIMEOUT or DISTOPT_ALLREDUCE can't be read, the algorithm is not
+            possible here, or differs between ranks.
     """
     if kind not in get_args(Kind):
         raise ValueError(f'kind must be "auto", "local" or "mpi", got {kind!r}')
+    chosen = algorithm_from_environment() if algorithm is None else checked_name(algorithm)
     announced = announced_ranks()
     if kind == "local" or (kind == "auto" and (announced is None or announced[0] == 1)):
         return LocalCommunicator()
@@ -86,7 +95,7 @@ def connect(kind: Kind = "auto", *, overlap: bool | None = None) -> Communicator
             "pmi2 for MPICH; see `srun --mpi=list`)."
         )
     communicator: Communicator = mpi.MpiCommunicator(
-        overlap=overlap, timeout_seconds=timeout_from_environment()
+        overlap=overlap, algorithm=chosen, timeout_seconds=timeout_from_environment()
     )
     install(communicator)
     atexit.register(communicator.close)

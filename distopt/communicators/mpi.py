@@ -1,17 +1,17 @@
 """The communicator over MPI (mpi4py): one process per rank. The only module that imports mpi4py.
 
-How all_reduce is done was measured, 2 ranks on 2 cores:
+How all_reduce is done is measured on the ranks themselves (tuning.py), among what can be:
 
-- One host (4 MB in 1 MB buckets between matrix products, 4.3 MB, 16 MB in 4 MB buckets): neither
-  polled MPI_Iallreduce nor a thread of blocking calls beat the plain blocking call. A copy in
-  memory is work for the same cores, and Open MPI takes 6 times as long for 16 MB by MPI_Iallreduce
-  (9.8 ms against 1.5 ms).
-- Two hosts at 1 Gbit/s (17 MB in 1 MB buckets, polled between products; machine in other use too):
-  Open MPI 251 ms instead of 415 ms a step, and 413 instead of 534 when repeated; MPICH between
-  2 and 10 per cent less.
-
-So it blocks where all ranks share a host, else it is MPI_Iallreduce, moved on by `progress()` and
-`test()`, since neither MPI does anything in the background.
+- One host: in shared memory (shared_reduce.py), where the array should lie already (`allocate`), or
+  MPI's own blocking call, which is faster below a few KB. Non-blocking calls lose (4 MB in 1 MB buckets
+  between matrix products, 4.3 MB, 16 MB in 4 MB buckets): neither polled MPI_Iallreduce nor a thread of
+  blocking calls beat the plain blocking call. A copy in memory is work for the same cores, and Open MPI
+  takes 6 times as long for 16 MB by MPI_Iallreduce (9.8 ms against 1.5 ms), so they are not among the
+  candidates unless asked for.
+- Several hosts: MPI_Iallreduce, moved on by `progress()` and `test()`, since neither MPI does
+  anything in the background. Two hosts at 1 Gbit/s (17 MB in 1 MB buckets, polled between products; machine
+  in other use too): Open MPI 251 ms instead of 415 ms a step, and 413 instead of 534 when repeated; MPICH
+  between 2 and 10 per cent less.
 
 Arrays travel in pieces of 4 MB, which stay in the caches (100 MB in 25 ms instead of 85 ms by one
 call) and keep every count far below MPI's limit of 2**31.
@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import logging
 import os
 import sys
 import time
@@ -43,20 +44,41 @@ from distopt.communicators.communicator import (
     Communicator,
     Done,
     Pending,
+    ReduceOp,
     cut,
     describe_mismatch,
     reduce_in_rank_order,
     wire_dtype,
 )
-from distopt.communicators.watchdog import Note, Watchdog
+from distopt.communicators.ring import Ring
+from distopt.communicators.shared_memory import SharedMemory
+from distopt.communicators.shared_reduce import HostSteps, SharedReduce
+from distopt.communicators.tuning import Choice
+from distopt.communicators.watchdog import Note, Wait, Watchdog
 from distopt.errors import CommunicatorError
 
 __all__ = ["MpiCommunicator", "library_name", "world_size"]
+
+_log = logging.getLogger("distopt")
 
 _PIECE_BYTES = 4 * 2**20
 _COPY_PIECE_BYTES = 64 * 2**20  # broadcast and all_gather: no arithmetic, so only the count matters
 _PIECES_IN_FLIGHT = 8  # MPI holds a buffer of a piece's size for each
 _OPERATIONS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
+_DATATYPES = {
+    "b": MPI.SIGNED_CHAR,
+    "B": MPI.UNSIGNED_CHAR,
+    "h": MPI.SHORT,
+    "H": MPI.UNSIGNED_SHORT,
+    "i": MPI.INT,
+    "I": MPI.UNSIGNED,
+    "l": MPI.LONG,
+    "L": MPI.UNSIGNED_LONG,
+    "q": MPI.LONG_LONG,
+    "Q": MPI.UNSIGNED_LONG_LONG,
+    "f": MPI.FLOAT,
+    "d": MPI.DOUBLE,
+}
 
 
 def library_name() -> str:
@@ -110,18 +132,98 @@ class _Notes:
         self._sends.clear()
 
 
+class MpiLinks:
+    """Messages between the ranks of an MPI communicator; see `flows.Links`.
+
+    Args:
+        mpi: nothing else sends messages on it.
+    """
+
+    def __init__(self, mpi: MPI.Intracomm) -> None:
+        self._mpi = mpi
+        self.rank = mpi.Get_rank()
+        self.size = mpi.Get_size()
+
+    def send(self, values: Array, to: int, tag: int) -> MPI.Request:
+        """Start to send; the receiver knows the length."""
+        return self._mpi.Isend(values.view(np.uint8), to, tag)
+
+    def receive(self, values: Array, source: int, tag: int) -> MPI.Request:
+        """Start to receive as many bytes as `values` has."""
+        return self._mpi.Irecv(values.view(np.uint8), source, tag)
+
+    def test_some(self, requests: Sequence[MPI.Request]) -> Sequence[int]:
+        """Return the places of the requests that are done now."""
+        return MPI.Request.Testsome(requests) or []
+
+
+class _Watch:
+    """Where a watchdog would look, if there was one."""
+
+    waiting: Wait | None = None
+
+
+class _Neighbours:
+    """The ranks of one host."""
+
+    def __init__(self, communicator: MPI.Intracomm) -> None:
+        self._communicator = communicator
+        self.rank = communicator.Get_rank()
+        self.size = communicator.Get_size()
+
+    def broadcast_object(self, value: Any, root: int = 0) -> Any:
+        return self._communicator.bcast(value, root)
+
+    def free(self) -> None:
+        self._communicator.Free()
+
+
 class _Blocking(Algorithm):
     """MPI's own all_reduce, done when `start` returns."""
 
     name: ClassVar[str] = "mpi"
 
-    def __init__(self, mpi: MPI.Intracomm, waiting: Waiting) -> None:
-        self._mpi, self._waiting = mpi, waiting
+    def __init__(
+        self,
+        mpi: MPI.Intracomm,
+        waiting: Waiting,
+        watch: Watchdog | _Watch,
+        label: str,
+        before: Callable[[], None],
+    ) -> None:
+        self._mpi, self._waiting, self._watch, self._label = mpi, waiting, watch, label
+        self._before = before  # starts what the others may wait for
 
     def can(self, flat: Array, op: str) -> bool:
         return True
 
+    def prepare(self, flat: Array, op: str) -> Callable[[int], Pending]:
+        if flat.nbytes > _PIECE_BYTES or not flat.size or not _is_safe(flat, op):
+            return super().prepare(flat, op)
+        # A small reduction takes MPI less than a microsecond: here, each store counts.
+        before, all_reduce, in_place, operation = (
+            self._before,
+            self._mpi.Allreduce,
+            MPI.IN_PLACE,
+            _OPERATIONS[op],
+        )
+        message = [flat, _DATATYPES[flat.dtype.char]]
+        watch, wait, done = self._watch, Wait(self._label, "all_reduce"), Done(flat)
+
+        def start(number: int) -> Pending:
+            before()
+            wait.number = number
+            watch.waiting = wait
+            try:
+                all_reduce(in_place, message, operation)
+            finally:
+                watch.waiting = None
+            return done
+
+        return start
+
     def start(self, flat: Array, op: str, number: int) -> Pending:
+        self._before()
         with self._waiting("all_reduce", number):
             for part in _pieces(flat.size, _PIECE_BYTES // flat.itemsize):
                 piece = flat[part]
@@ -241,6 +343,8 @@ class MpiCommunicator(Communicator):
     Args:
         base: the MPI communicator to duplicate; all its ranks construct this together.
         overlap: whether all_reduce is non-blocking; None: where the ranks are on several hosts.
+        algorithm: name of the one way to do all_reduce, wherever it can, as DISTOPT_ALLREDUCE has it; None:
+            the fastest, as measured when a size is first reduced.
         checked: compare the ranks' calls before each collective, and raise on all ranks where they
             differ (one more, small exchange each); None: if DISTOPT_DEBUG is 1.
         timeout_seconds: limit for a wait in a collective, after which the job is ended; 0: none.
@@ -255,10 +359,12 @@ class MpiCommunicator(Communicator):
         base: MPI.Intracomm = MPI.COMM_WORLD,
         *,
         overlap: bool | None = None,
+        algorithm: str | None = None,
         checked: bool | None = None,
         timeout_seconds: float = 0.0,
     ) -> None:
         self._set_up(base, overlap, checked, "world")
+        self._check_algorithm(algorithm)
         self._watchdog: Watchdog | None = None
         self._notes_mpi: MPI.Intracomm | None = None
         if self.size > 1 and MPI.Query_thread() == MPI.THREAD_MULTIPLE:
@@ -271,20 +377,20 @@ class MpiCommunicator(Communicator):
                 self.abort,
                 timeout_seconds,
             )
+        self._make_algorithms(algorithm)
 
     def _set_up(self, base: MPI.Intracomm, overlap: bool | None, checked: bool | None, label: str) -> None:
         self._mpi = base.Dup()
         self._mpi.Set_errhandler(MPI.ERRORS_RETURN)  # mpi4py turns what returns into exceptions
-        neighbours = self._mpi.Split_type(MPI.COMM_TYPE_SHARED)
-        local_rank, local_size = neighbours.Get_rank(), neighbours.Get_size()
-        neighbours.Free()
+        self._neighbours = _Neighbours(cast("MPI.Intracomm", self._mpi.Split_type(MPI.COMM_TYPE_SHARED)))
+        local_size = self._neighbours.size
         one_host = local_size == self._mpi.Get_size()
         self._overlap = not one_host if overlap is None else overlap
         self._checked = os.environ.get("DISTOPT_DEBUG") == "1" if checked is None else checked
         super().__init__(
             rank=self._mpi.Get_rank(),
             size=self._mpi.Get_size(),
-            local_rank=local_rank,
+            local_rank=self._neighbours.rank,
             local_size=local_size,
             host=MPI.Get_processor_name(),
             label=label,
@@ -292,9 +398,78 @@ class MpiCommunicator(Communicator):
             f"{'non-blocking' if self._overlap else 'blocking'} all_reduce",
         )
         self._process_id = os.getpid()
-        self._algorithms: list[Algorithm] = [_Blocking(self._mpi, self._waiting)]
+
+    def _check_algorithm(self, algorithm: str | None) -> None:
+        everyone = self._mpi.allgather(algorithm)
+        if len(set(everyone)) > 1:
+            raise ValueError(
+                f"all ranks must ask for the same all_reduce algorithm, got {everyone} by rank. Set "
+                "DISTOPT_ALLREDUCE alike for all (mpirun -x DISTOPT_ALLREDUCE), or for none."
+            )
+
+    def _make_algorithms(self, forced: str | None) -> None:
+        watch: Watchdog | _Watch = self._watchdog or _Watch()
+        self._watch = watch
+        if self._watchdog is not None:
+            self._watchdog.watch(self.label, lambda: self.sequence)
+        self._steps = HostSteps(SharedMemory(self._neighbours, self._first_problem), self._waiting)
+        one_host = 1 < self.size == self.local_size
+        self._algorithms: list[Algorithm] = []
         if self._overlap:
-            self._algorithms.insert(0, _NonBlocking(self._mpi, self._waiting))
+            self._algorithms.append(_NonBlocking(self._mpi, self._waiting))
+        if one_host:
+            self._algorithms.append(SharedReduce(self._steps, staged=not self._overlap or forced == "shared"))
+        if self.size > self.local_size or forced == Ring.name:
+            self._algorithms.append(Ring(MpiLinks(self._mpi), self._waiting))
+        self._flushes = [algorithm.flush for algorithm in self._algorithms]
+        self._algorithms.append(_Blocking(self._mpi, self._waiting, watch, self.label, self._start_all))
+        self._forced = forced
+        self._choice = Choice(
+            self._algorithms,
+            forced if self.size > 1 else None,
+            # Who asks for overlap gets what overlaps, for all that it can do.
+            last_is_fallback=self._overlap,
+            in_shared_memory=self._steps.holds,
+            scratch=self._scratch,
+            share=self._mpi.allgather,
+            barrier=self._mpi.Barrier,
+        )
+
+    def _first_problem(self, problem: str | None) -> str | None:
+        """Let all ranks know what went wrong on any."""
+        found = [
+            f"{text} (rank {rank} on host {host})"
+            for rank, (text, host) in enumerate(self._mpi.allgather((problem, self.host)))
+            if text is not None
+        ]
+        return found[0] if found else None
+
+    def _prepare_shared_memory(self) -> bool:
+        """Make what the ranks of a host share, once; where that fails on one, all do without. Collective."""
+        if self.size == 1 or self._steps.tried:
+            return self._steps.ready
+        ready = self._steps.prepare()
+        self._tell_problem()
+        return ready
+
+    def _tell_problem(self) -> None:
+        problem = self._steps.memory.problem
+        if problem is not None:
+            self.description = f"{self.description}, no shared memory: {problem}"
+            if self.rank == 0:
+                _log.warning("%s reduces without shared memory, by MPI alone: %s", self.label, problem)
+
+    def _scratch(self, shared: bool, size_bytes: int) -> Array:
+        if shared:
+            memory = self._steps.staging[:size_bytes].view(np.float32)
+            memory[...] = 0
+            return memory
+        return np.zeros(size_bytes // 4, np.float32)
+
+    @property
+    def all_reduce_choices(self) -> dict[str, str]:
+        """Which algorithm reduces what, and what it was measured to take, by kind of memory and size."""
+        return {"all": f"{self._forced} (asked for)"} if self._forced else self._choice.describe()
 
     def progress(self) -> None:
         """Let MPI move on, take note of what is done, and start what was queued."""
@@ -326,16 +501,38 @@ class MpiCommunicator(Communicator):
             return
         for algorithm in self._algorithms:
             algorithm.close()
+        self._steps.close()
         super().close()
         if self._watchdog is not None and self._notes_mpi is not None:
             self._watchdog.leave()
             self._notes_mpi.Free()
+        self._neighbours.free()
         self._mpi.Free()
+
+    def prepare_all_reduce(self, values: Array, op: ReduceOp = "sum") -> Callable[[], Pending]:
+        """See `Communicator.prepare_all_reduce`."""
+        self._check_reduction("all_reduce", values, op)
+        call = Call("all_reduce", op, tuple(values.shape), str(values.dtype))
+        begin: Callable[[int], Pending] | None = None
+        counts = self.calls
+
+        def start() -> Pending:
+            nonlocal begin
+            if begin is None or self._closed or self._checked:
+                number = self._begin(call)
+                begin = begin or self._prepared(values, op, number)
+            else:  # what `_begin` does then
+                number = self.sequence = self.sequence + 1
+                counts["all_reduce"] += 1
+            try:
+                return begin(number)
+            except MPI.Exception as error:
+                raise self._failure("all_reduce", number, error) from error
+
+        return start
 
     def _begin(self, call: Call) -> int:
         number = super()._begin(call)
-        if self._watchdog is not None:
-            self._watchdog.started(self.label, number)
         if self._checked:
             with self._waiting(call.operation, number):
                 self._start_all()
@@ -349,43 +546,88 @@ class MpiCommunicator(Communicator):
         try:
             yield
         except MPI.Exception as error:
-            raise CommunicatorError(
-                f"{operation}, collective number {number} of {self.label}, failed on {self.where}: {error}"
-            ) from error
+            raise self._failure(operation, number, error) from error
+
+    def _failure(self, operation: str, number: int, error: MPI.Exception) -> CommunicatorError:
+        return CommunicatorError(
+            f"{operation}, collective number {number} of {self.label}, failed on {self.where}: {error}"
+        )
 
     @contextlib.contextmanager
     def _waiting(self, operation: str, number: int) -> Generator[None]:
         with self._translate_errors(operation, number):
-            if self._watchdog is None:
+            self._watch.waiting = Wait(self.label, operation, number)
+            try:
                 yield
-            else:
-                self._watchdog.enter(self.label, operation, number)
-                try:
-                    yield
-                finally:
-                    self._watchdog.exit()
+            finally:
+                self._watch.waiting = None
 
     def _start_all(self) -> None:
         # Before a blocking call: another rank may wait for a piece that only waits in our queue.
-        for algorithm in self._algorithms:
-            algorithm.flush()
+        for flush in self._flushes:
+            flush()
 
     def _all_reduce(self, values: Array, op: str, call: Call, number: int) -> Pending:
-        staged = device_of(values).kind == "cuda" or wire_dtype(values.dtype) != values.dtype
-        wire = np.asarray(asnumpy(values), wire_dtype(values.dtype)) if staged else values
-        flat = _flat(wire)
-        chosen = next(algorithm for algorithm in self._algorithms if algorithm.can(flat, op))
         with self._translate_errors(call.operation, number):
-            if isinstance(chosen, _Blocking):
-                self._start_all()
-            pending = chosen.start(flat, op, number)
+            return self._prepared(values, op, number)(number)
 
-        def finish() -> Array:
-            if staged:
+    def _prepared(self, values: Array, op: str, number: int) -> Callable[[int], Pending]:
+        """Choose the algorithm, and return what starts it: number -> handle. Collective, see `Choice`."""
+        self._prepare_shared_memory()
+        combined = wire_dtype(values.dtype)
+        if device_of(values).kind == "cpu":
+            flat = values if values.ndim == 1 else _flat(values)
+            chosen = self._choose(flat, op, number)
+            if combined == values.dtype or chosen.takes_halves:
+                begin = chosen.prepare(flat, op)
+                return begin if flat is values else lambda n: _Finished(begin(n), lambda: values)
+
+        def start(number: int) -> Pending:
+            wire = np.array(asnumpy(values), combined)
+            flat = _flat(wire)
+
+            def finish() -> Array:
                 _write(values, wire)
-            return values
+                return values
 
-        return _Finished(pending, finish)
+            return _Finished(self._choose(flat, op, number).start(flat, op, number), finish)
+
+        return start
+
+    def _choose(self, flat: Array, op: str, number: int) -> Algorithm:
+        if not flat.size:
+            return self._algorithms[
+                -1
+            ]  # nothing to send; and where nothing lies is not the same on all ranks
+        if self._checked:
+            found = self._mpi.allgather(self._steps.holds(flat))
+            if len(set(found)) > 1:
+                raise CommunicatorError(
+                    f"{self.where}: collective number {number} reduces memory of `allocate` on some ranks "
+                    f"and other memory on others, by rank: {found}. Allocate on all ranks, or on none."
+                )
+        return self._choice.choose(flat, op, number)
+
+    def _in_steps(self, values: Array) -> bool:
+        """Whether a collective of this array goes by shared memory."""
+        return (
+            1 < self.size == self.local_size
+            and self._forced in (None, "shared")
+            and values.size > 0
+            and device_of(values).kind == "cpu"
+            and self._steps.holds(values)
+        )
+
+    def _allocate(self, size: int, dtype: np.dtype[Any], call: Call, number: int) -> Array:
+        memory: Array | None = None
+        with self._waiting(call.operation, number):
+            self._start_all()
+            # All or none: a host with a single rank takes part, so that all take the same algorithms.
+            if self._prepare_shared_memory():
+                memory = self._steps.memory.allocate(size, dtype)
+                if memory is None:
+                    self._tell_problem()
+        return np.zeros(size, dtype) if memory is None else memory
 
     def _broadcast(self, values: Array, root: int, call: Call, number: int) -> Pending:
         on_host = asnumpy(values)
@@ -414,6 +656,8 @@ class MpiCommunicator(Communicator):
         return Done(device_of(values).asarray(result))
 
     def _all_gather_parts(self, values: Array, call: Call, number: int) -> Pending:
+        if self._in_steps(values):
+            return self._steps.start("all_gather_parts", values, "", number)
         on_host = np.ascontiguousarray(asnumpy(values))
         item = on_host.itemsize
         counts = [(part.stop - part.start) * item for part in cut(values.size, self.size)]
@@ -426,6 +670,9 @@ class MpiCommunicator(Communicator):
 
     def _reduce_scatter(self, values: Array, call: Call, number: int) -> Pending:
         parts = cut(values.size, self.size)
+        if self._in_steps(values):
+            own = values[parts[self.rank]]
+            return _Finished(self._steps.start("reduce_scatter", values, "sum", number), lambda: own)
         wire = np.asarray(asnumpy(values), wire_dtype(values.dtype))
         received = self._exchange([wire[part] for part in parts], call, number)
         own = values[parts[self.rank]]
@@ -499,6 +746,8 @@ class MpiCommunicator(Communicator):
         child._set_up(base, None, parent._checked, label)
         child._watchdog = parent._watchdog
         child._notes_mpi = None  # the parent owns the watchdog and its channel
+        names = [algorithm.name for algorithm in parent._algorithms]
+        child._make_algorithms(parent._forced if parent._forced in names else None)
         return child
 
 

@@ -13,6 +13,7 @@ silence.
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import threading
@@ -22,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-__all__ = ["Channel", "Note", "Watchdog", "timeout_from_environment"]
+__all__ = ["Channel", "Note", "Wait", "Watchdog", "timeout_from_environment"]
 
 DEFAULT_TIMEOUT_SECONDS = 600.0
 _TICK_SECONDS = 0.2
@@ -76,12 +77,19 @@ class Channel(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class _Wait:
+@dataclass
+class Wait:
+    """A rank in a collective. One object may serve many collectives: `number` tells them apart.
+
+    Attributes:
+        label: of the communicator.
+        operation: name of the collective.
+        number: of the collective in that communicator.
+    """
+
     label: str
     operation: str
-    number: int
-    since: float
+    number: int = 0
 
     def __str__(self) -> str:
         return f"{self.operation}, collective number {self.number} of {self.label}"
@@ -97,6 +105,10 @@ class Watchdog:
         channel: way to the other ranks.
         abort: ends the job: called with an exit code and a message.
         timeout_seconds: limit for one wait; 0 for none.
+
+    Attributes:
+        waiting: the collective that this rank is in, or None. To be set by whoever waits: one store is all
+            that a collective costs, since when it lasts is noted by the watchdog's thread.
     """
 
     def __init__(
@@ -114,8 +126,9 @@ class Watchdog:
         self._channel = channel
         self._abort = abort
         self._timeout_seconds = timeout_seconds
-        self._counts: dict[str, int] = {}
-        self._waiting: _Wait | None = None
+        self._counts: dict[str, Callable[[], int]] = {}
+        self.waiting: Wait | None = None
+        self._seen: tuple[Wait, float] | None = None
         self._left: dict[int, Note] = {}
         self._known: dict[int, Note] = {}
         self._stacks_shown = False
@@ -125,23 +138,15 @@ class Watchdog:
         self._thread = threading.Thread(target=self._run, name="distopt watchdog", daemon=True)
         self._thread.start()
 
-    def started(self, label: str, number: int) -> None:
-        """Take note that a collective was started."""
-        self._counts[label] = number
-
-    def enter(self, label: str, operation: str, number: int) -> None:
-        """Take note that this rank waits in a collective."""
-        self._waiting = _Wait(label, operation, number, time.monotonic())
-
-    def exit(self) -> None:
-        """Take note that the wait is over."""
-        self._waiting = None
+    def watch(self, label: str, count: Callable[[], int]) -> None:
+        """Take note of a communicator: its label, and what tells how many collectives it has started."""
+        self._counts[label] = count
 
     def leave(self) -> None:
         """Tell the others that this rank is done, and wait until all are; stops the thread."""
         if not self._leaving:
             self._leaving = True
-            self._waiting = _Wait("world", "waiting for the other ranks to end", -1, time.monotonic())
+            self.waiting = Wait("world", "waiting for the other ranks to end", -1)
             self._wake.set()
         self._all_left.wait()
         self._thread.join()
@@ -150,9 +155,10 @@ class Watchdog:
         return [rank for rank in range(self._size) if rank != self._rank]
 
     def _note(self, kind: Literal["left", "ask", "answer"]) -> Note:
-        waiting = self._waiting
+        waiting = self.waiting
         doing = f"in {waiting}" if waiting else "outside of collectives"
-        return Note(kind, self._host, doing, dict(self._counts))
+        counts = {label: count() for label, count in list(self._counts.items())}
+        return Note(kind, self._host, doing, counts)
 
     def _run(self) -> None:
         told = False
@@ -168,9 +174,13 @@ class Watchdog:
                 self._channel.flush()
                 self._all_left.set()
                 return
-            waiting = self._waiting
-            if waiting is not None:
-                self._check(waiting)
+            waiting = copy.copy(self.waiting)
+            if waiting is None:
+                self._seen = None
+            else:
+                if self._seen is None or self._seen[0] != waiting:
+                    self._seen = waiting, time.monotonic()
+                self._check(*self._seen)
 
     def _read_notes(self) -> None:
         for rank, note in self._channel.receive():
@@ -181,7 +191,7 @@ class Watchdog:
                 self._show_stacks(self._note("answer").doing)
                 self._channel.send(rank, self._note("answer"))
 
-    def _check(self, waiting: _Wait) -> None:
+    def _check(self, waiting: Wait, since: float) -> None:
         gone = [
             rank
             for rank, note in self._left.items()
@@ -193,10 +203,10 @@ class Watchdog:
                 f"it waits in {waiting}, but {names} already left: it returned, or called "
                 "sys.exit, before that collective."
             )
-        elif 0 < self._timeout_seconds < time.monotonic() - waiting.since:
+        elif 0 < self._timeout_seconds < time.monotonic() - since:
             self._give_up(waiting)
 
-    def _give_up(self, waiting: _Wait) -> None:
+    def _give_up(self, waiting: Wait) -> None:
         self._show_stacks(f"in {waiting}")
         self._known = dict(self._left)
         for rank in self._others():
@@ -205,7 +215,7 @@ class Watchdog:
         while time.monotonic() < deadline and len(self._known) < self._size - 1:
             time.sleep(0.05)
             self._read_notes()
-        if self._waiting is not waiting:
+        if self.waiting != waiting:
             return  # it ended after all, while we asked
         silent = [f"rank {rank}" for rank in self._others() if rank not in self._known]
         blamed = [

@@ -294,10 +294,13 @@ class _Pipeline(Aggregator):
                 ticket = Ticket()
             reduced = inner.reduce(self._noting_loss(pairs, ticket), ticket)
             self.ticket, self.ready = inner.ticket, inner.ready
+            # Gradients may be late, or accumulate: the loss is known when they are not ready, or there may
+            # be none when they are.
+            divisor = self.ticket.examples if averages else 1.0
+            if divisor:
+                self.loss = np.asarray(self.ticket.loss / divisor, self._own.dtype)
             if not self.ready:
                 return reduced
-            total = self.ticket.loss / (self.ticket.examples if averages else 1.0)
-            self.loss = np.asarray(total, self._own.dtype)
         self._train_op.run_update_ops()
         return self._train_op.finished(reduced)
 

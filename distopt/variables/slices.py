@@ -92,6 +92,9 @@ class IndexedSlices:
             return self
         xp = namespace(self.values, self.indices)
         unique, first, position = xp.unique(self.indices, return_index=True, return_inverse=True)
+        if len(unique) == len(self.indices) and not isinstance(self.values, Operand):
+            # No row repeats: they only have to be put in order.
+            return self if by_appearance else IndexedSlices(self.values[first], unique, self.dense_shape)
         if by_appearance:
             order = xp.argsort(first)
             unique, position = unique[order], xp.argsort(order)[position.reshape(-1)]

@@ -7,18 +7,71 @@ import numpy as np
 import pytest
 from communicator_contract import CONTRACT
 
-from distopt.communicators import connect
+from distopt.communicators import Pending, connect
 from distopt.communicators.mpi import MpiCommunicator
 from distopt.errors import CommunicatorError
 
 
-@pytest.fixture(scope="module", params=["blocking", "overlapping"])
+@pytest.fixture(scope="module", params=["measured", "mpi", "shared", "shared, allocated", "overlapping"])
 def both(request, communicator):
-    if request.param == "blocking":
+    """Communicators that reduce in each of the ways there are."""
+    if request.param == "measured":
         yield communicator
-    else:
+    elif request.param == "overlapping":
         with connect("mpi", overlap=True) as overlapping:
             yield overlapping
+    else:
+        with connect("mpi", algorithm=request.param.partition(",")[0]) as forced:
+            if request.param == "shared, allocated":
+                _put_everything_into_shared_memory(forced)
+            yield forced
+
+
+def _put_everything_into_shared_memory(communicator):
+    """Let all reductions, of whatever array, run in memory of `allocate`."""
+    memory = communicator.allocate(100_000_000, np.uint8)
+    begin, plain = [0], {name: getattr(communicator, name) for name in IN_PLACE}
+
+    def moved(values):
+        start = begin[0] = 0 if begin[0] + values.nbytes > memory.size else begin[0]
+        begin[0] += -(-values.nbytes // 8) * 8
+        inside = memory[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
+        inside[...] = values
+        return inside
+
+    def reduced(name):
+        def call(values, *arguments):
+            if not isinstance(values, np.ndarray) or values.dtype.hasobject or not values.flags.writeable:
+                return plain[name](values, *arguments)  # raises
+            if not values.flags.c_contiguous or values.dtype.byteorder == ">":
+                return plain[name](values, *arguments)
+            return _Moved(values, moved(values), lambda inside: plain[name](inside, *arguments))
+
+        return call
+
+    for name in IN_PLACE:
+        setattr(communicator, name, reduced(name))
+
+
+IN_PLACE = ("all_reduce", "reduce_scatter", "all_gather_parts")
+
+
+class _Moved(Pending):
+    """A collective of an array's copy in shared memory."""
+
+    def __init__(self, values, inside, start):
+        self.values, self.inside, self.pending = values, inside, start(inside)
+
+    def test(self):
+        return self.pending.test() and self.wait() is not None
+
+    def wait(self):
+        result = self.pending.wait()
+        self.values[...] = self.inside
+        if result.shape == self.values.shape:
+            return self.values
+        start = (result.ctypes.data - self.inside.ctypes.data) // max(result.itemsize, 1)
+        return self.values[start : start + result.size]
 
 
 @pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from distopt.aggregators import Pair
+from distopt.aggregators import Aggregator, Pair
 from distopt.optimizers import optimizer as engine
 from distopt.optimizers.recording import NoGradientsError, check_floating, flattened
 from distopt.optimizers.tf1.hooks import Hooks, in_scope
@@ -189,11 +189,15 @@ class Optimizer(Hooks):
         counted = _Counted(grads_and_vars)
         before = self.step
         super().apply_gradients(counted, name, examples=examples)
-        if not counted.count or self.step == before:
+        if not counted.count or (self.step == before and not self._left_out()):
             raise ValueError("No variables provided.")
-        if global_step is not None:
+        if global_step is not None and self.step != before:
             global_step.assign_add(1)
         return global_step
+
+    def _left_out(self) -> bool:
+        """Whether the aggregator had nothing to apply in this step, such as no example on any rank."""
+        return isinstance(self.gradient_aggregator, Aggregator) and not self.gradient_aggregator.ready
 
     def get_slot(self, var: Variable, slot_name: str) -> Variable | None:
         """Return a slot of a variable, None if there is none: of another name, or without a gradient yet."""

@@ -1,0 +1,444 @@
+"""Canonical: sums whose bits don't depend on the number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from distopt.aggregators.aggregator import Pair
+from distopt.aggregators.agreement import Agreement
+from distopt.aggregators.allreduce import AllReduce
+from distopt.aggregators.buckets import BucketReduction, SlabReduction
+from distopt.aggregators.loose import reduce_loose
+from distopt.aggregators.ticket import Ticket
+from distopt.aggregators.tree import Node, Partials, Tree
+from distopt.backend import Array, namespace
+from distopt.communicators import Communicator, Pending
+from distopt.communicators.communicator import Done, cut, wire_dtype
+from distopt.errors import CommunicatorError
+from distopt.variables import IndexedSlices, Slab, Variable, concatenated, dense_gradient
+
+__all__ = ["Canonical", "exchange"]
+
+_FIELDS = ("examples", "loss", "correct", "not_finite")
+
+
+class Canonical(AllReduce):
+    """Sums gradients over canonical shards of the global batch, in an order that the shards alone decide.
+
+    The global batch is cut into V shards, whichever ranks there are. Each shard's gradient is computed by
+    itself, and they are summed in a fixed binary tree over their numbers (`tree.py`): a rank adds up the
+    subtrees that lie within its own shards, every rank gets its part of all of these, adds it up in the
+    tree's order, and the parts are gathered. So training has the same bits on any number of ranks, as long
+    as a shard's gradient has: equal processors, libraries and numbers of threads are the caller's part.
+
+        aggregator = Canonical(communicator, shards=24)
+        optimizer = SGD(0.1, gradient_aggregator=aggregator)
+        ...
+        gradients = ((v, *gradients_of(v)) for v in aggregator.own_shards)  # (v, pairs, Ticket)
+        optimizer.apply_gradients(
+            aggregator.reduce_shards(gradients), experimental_aggregate_gradients=False
+        )
+
+    With as many shards as ranks it goes wherever AllReduce goes, and a rank's gradients are its only
+    shard's.
+
+    How gradients are combined: a shard without a gradient of a variable counts as zeros. Rows
+    (IndexedSlices) stay rows, in the order of the shards. A variable that has rows in some shards and a
+    whole gradient in others is an error. 16-bit floats are summed in float32.
+
+    Args:
+        communicator: over whose ranks.
+        shards: V, at least the number of ranks, which it is when not given. Rank r owns the shards
+            `own_shards`: as equal a part as can be, the first ranks have more.
+        reduction: see `AllReduce`.
+        bucket_bytes: see `AllReduce`; changes no bits.
+
+    Attributes:
+        shards: V.
+        own_shards: those that this rank gives.
+
+    Raises:
+        ValueError: fewer shards than ranks; or as for AllReduce.
+        TypeError: `communicator` is none.
+    """
+
+    def __init__(
+        self,
+        communicator: Communicator,
+        shards: int | None = None,
+        reduction: str = "mean",
+        bucket_bytes: int = 4 << 20,
+    ) -> None:
+        super().__init__(communicator, reduction, bucket_bytes)
+        self.shards = communicator.size if shards is None else shards
+        if self.shards < communicator.size:
+            raise ValueError(
+                f"{self.shards} canonical shard(s) can't be shared by {communicator.size} ranks: each needs "
+                "one at least. Take as many shards as the most ranks that you will train on."
+            )
+        self._tree = Tree(self.shards)
+        spans = [range(part.start, part.stop) for part in cut(self.shards, communicator.size)]
+        self.own_shards = spans[communicator.rank]
+        self._nodes = [self._tree.nodes_of(span) for span in spans]
+        self._open_nodes = max(self._tree.open_nodes(span) for span in spans)
+        # Of two ranks with one sum each there is one order only, so buckets can go while backward runs.
+        self._is_pair = _is_pair(self._nodes)
+        self._agreement = Agreement(
+            communicator, f"Canonical(shards={self.shards}, reduction={reduction!r}, {bucket_bytes} bytes)"
+        )
+        self._buffers: dict[int, list[Array]] = {}
+        self._partials: dict[int, Partials] = {}
+        self._leaves: dict[int, Array] = {}
+
+    def reduce(self, pairs: Iterable[Pair], ticket: Ticket | None = None) -> list[Pair]:
+        """Reduce where every rank has one shard; see `Aggregator.reduce`.
+
+        Raises:
+            ValueError: there are more shards than ranks, or as for AllReduce.
+            CommunicatorError: as for AllReduce.
+        """
+        if self.shards != self.communicator.size:
+            raise ValueError(
+                f"a rank's gradients are those of one shard where there are as many shards as ranks; here "
+                f"are {self.shards} shards and {self.communicator.size} ranks. Call reduce_shards with the "
+                "gradients of each of own_shards, or make Canonical without `shards`."
+            )
+        self._check_counted(ticket is not None)
+        return self.reduce_shards([(self.own_shards[0], pairs, ticket or Ticket())])
+
+    def reduce_shards(
+        self, shards: Iterable[tuple[int, Iterable[Pair], Ticket]], ticket: Ticket | None = None
+    ) -> list[Pair]:
+        """Return the global gradients, from those of each of this rank's shards. Collective.
+
+        Args:
+            shards: (number of the shard, its pairs, its part of the ticket) for each of `own_shards`, in
+                order; an iterator makes one after the other, so that one gradient is there at a time.
+                Pairs are as for `Aggregator.reduce`, the same variables for every shard.
+            ticket: what this rank says beside its shards: step, stop, preempt, error.
+
+        Returns:
+            As `Aggregator.reduce`. `ticket` then holds the sums over shards, in the tree's order too;
+            `not_finite` counts shards.
+
+        Raises:
+            ValueError: other shards than `own_shards`, or as for `reduce`.
+            CommunicatorError: as for AllReduce; a variable has rows in some shards and a whole gradient in
+                others.
+        """
+        self.exposed_seconds = 0.0
+        self.wire_bytes = 0
+        own = ticket or Ticket()
+        rows = np.zeros((self.shards, len(_FIELDS)))
+        found = _Found(self._tree)
+        self._partials, self._leaves = {}, {}
+        slabs: dict[int, SlabReduction] = {}
+        expected = list(self.own_shards)
+        for number, pairs, part in shards:
+            if not expected or number != expected.pop(0):
+                raise ValueError(_wrong_shard(number, self.own_shards, self.communicator))
+            slabs = {}
+            given = self._shard(number, pairs, slabs, streaming=self._is_pair and not expected)
+            found.add(number, given)
+            own += part
+            rows[number] = [getattr(part, name) for name in _FIELDS]
+        if expected:
+            raise ValueError(_wrong_shard(None, self.own_shards, self.communicator))
+        return self._timed(lambda: self._finish_shards(found, slabs, own, rows))
+
+    def sum_over_shards(self, arrays: Sequence[Array]) -> Array:
+        """Return the sum of small arrays over all shards, in the tree's order. Collective.
+
+        Args:
+            arrays: one for each of `own_shards`, flat, of one length and dtype everywhere. Changed.
+        """
+        kept: list[tuple[Node, Array]] = []
+        for shard, array in zip(self.own_shards, arrays, strict=True):
+            self._tree.push(kept, (shard, shard + 1), array, _added)
+        return exchange(self.communicator, self._tree, self._nodes, kept).wait()
+
+    def _check_counted(self, counted: bool) -> None:
+        if self.reduction == "mean" and not counted:
+            raise ValueError(
+                "reduction='mean' divides by the examples of the global batch, but their number was not "
+                "given: pass examples=len(batch) to minimize or apply_gradients, or use reduction='sum'"
+            )
+
+    def _shard(
+        self, number: int, pairs: Iterable[Pair], slabs: dict[int, SlabReduction], streaming: bool
+    ) -> list[Pair]:
+        """Run a shard's backward pass, and add what lies in the arena to the sums of this rank."""
+        leading = self._leading_slab
+        self._leading_slab = leading if streaming else None
+        given = self._consume(pairs, slabs)
+        self._leading_slab = leading
+        for slab in slabs.values():
+            slab.fill_missing(slab.slab.variables)
+        if number == self.own_shards[0] and not self._agreement.steps:
+            # The first collectives: from here on the ranks are known to have the same slabs.
+            self._timed(lambda: self._agreement.start(_ordered(given)))
+            for key in sorted(slabs):
+                self._buffers[key] = self._allocated(slabs[key].slab)
+        for slab in slabs.values():
+            if number != self.own_shards[-1]:
+                gradients = slab.slab.gradients
+                leaf = gradients.astype(wire_dtype(gradients.dtype), copy=False)
+                self._partials_of(slab.slab).push(number, leaf)
+        return given
+
+    def _allocated(self, slab: Slab, *, shared: bool = True) -> list[Array]:
+        device = slab.variables[0].device
+        dtype = wire_dtype(slab.dtype)
+        make: Any = self.communicator.allocate if shared and device.kind == "cpu" else device.zeros
+        return [make(slab.gradients.size, dtype) for _ in range(self._open_nodes)]
+
+    def _partials_of(self, slab: Slab) -> Partials:
+        if slab.number not in self._buffers:  # one that came later; other ranks may be elsewhere now
+            self._buffers[slab.number] = self._allocated(slab, shared=False)
+        if slab.number not in self._partials:
+            buffers = self._buffers[slab.number]
+            self._partials[slab.number] = Partials(self._tree, self.own_shards, buffers)
+        return self._partials[slab.number]
+
+    def _start_bucket(self, slab: Slab, part: slice) -> BucketReduction:
+        """Add this rank's other shards to a part of the last one's gradients, and start the exchange."""
+        partials = self._partials_of(slab)
+        if slab.number not in self._leaves:
+            dtype = wire_dtype(slab.dtype)
+            gradients = slab.gradients
+            leaf = gradients if dtype == slab.dtype else namespace(gradients).empty(gradients.size, dtype)
+            self._leaves[slab.number] = leaf
+            partials.push_last(self.own_shards[-1], leaf)
+        leaf = self._leaves[slab.number][part]
+        if leaf.dtype != slab.dtype:
+            leaf[...] = slab.gradients[part]
+        return _BucketSum(self._exchanged(partials.part(part)), slab.gradients[part])
+
+    def _exchanged(self, parts: list[tuple[Node, Array]]) -> Pending:
+        self.wire_bytes += sum(array.nbytes for _, array in parts)
+        return exchange(self.communicator, self._tree, self._nodes, parts)
+
+    def _finish_shards(
+        self, found: _Found, slabs: dict[int, SlabReduction], own: Ticket, rows: Array
+    ) -> list[Pair]:
+        """Agree on the step, start what is left in one order on all ranks, and wait for everything."""
+        given = found.pairs(own)
+        order = sorted(slabs, key=lambda number: (number != self._leading_slab, number))
+        if self._leading_slab in slabs and self._is_pair:
+            slabs[self._leading_slab].start_complete_buckets()
+        total, presence = self._agreement.total(own, given)
+        self.communicator.all_reduce(rows.reshape(-1)).wait()  # others have zeros there: nothing is rounded
+        sums = self._tree.fold({(v, v + 1): row for v, row in enumerate(rows)}, lambda a, b: a + b)
+        for name, value in zip(_FIELDS, sums, strict=True):
+            setattr(total, name, float(value))
+        self.ticket = total
+        self._check_kinds(given, presence)
+        for number in order:
+            slabs[number].start_complete_buckets()
+        self._leading_slab = min(slabs, default=None)
+        self.ready = self.reduction == "sum" or not self._agreement.says_nothing_to_do(total)
+        divisor = total.examples if self.reduction == "mean" and self.ready else None
+        reduced = self._reduce_loose(found, given, presence, divisor)
+        for number in order:
+            slabs[number].wait(divisor)
+        return reduced if self.ready else [(None, variable) for _, variable in given]
+
+    def _check_kinds(self, given: list[Pair], presence: Array) -> None:
+        """Raise, on every rank, where a variable's gradient is rows on some ranks and whole on others."""
+        mixed = [v.name for i, (_, v) in enumerate(given) if 0 < presence[1, i] < presence[0, i]]
+        if mixed:
+            raise CommunicatorError(_MIXED.format(", ".join(mixed)))
+
+    def _reduce_loose(
+        self, found: _Found, given: list[Pair], presence: Array, divisor: float | None
+    ) -> list[Pair]:
+        """Reduce rows, and what lies in no arena."""
+        loose = [i for i, (_, v) in enumerate(given) if v.slab is None and presence[0, i] > presence[1, i]]
+        sums: dict[int, Array] = {}
+        for dtype in sorted({given[i][1].dtype.str for i in loose}):
+            members = [given[i][1] for i in loose if given[i][1].dtype.str == dtype]
+            sums.update(self._sum_loose(found, members, divisor))
+        others = presence.copy()
+        others[:, loose] = 0
+        reduced = reduce_loose(self.communicator, given, others, divisor, self._sum_packed)
+        return [(sums.get(id(variable), gradient), variable) for gradient, variable in reduced]
+
+    def _sum_loose(self, found: _Found, members: list[Variable], divisor: float | None) -> dict[int, Array]:
+        """Sum the gradients of several variables of one dtype as one array."""
+        parts = [(node, _packed(gradients, members)) for node, gradients in found.loose]
+        total = self._exchanged(parts).wait()
+        if divisor is not None:
+            total /= total.dtype.type(divisor)
+        views: dict[int, Array] = {}
+        start = 0
+        for variable in members:
+            view = total[start : start + variable.size].reshape(variable.shape)
+            views[id(variable)] = view.astype(variable.dtype, copy=False)
+            start += variable.size
+        return views
+
+
+class _Found:
+    """What a rank's shards gave: which variables have a gradient, rows, and sums outside of an arena."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._variables: list[Variable] = []
+        self._whole: set[int] = set()
+        self._rows: dict[int, list[IndexedSlices]] = {}
+        self.loose: list[tuple[Node, dict[int, Array]]] = []
+
+    def add(self, shard: int, given: list[Pair]) -> None:
+        """Take in a shard's pairs.
+
+        Raises:
+            ValueError: they are of other variables than those of the shard before.
+        """
+        variables = [variable for _, variable in _ordered(given)]
+        if self._variables and [id(v) for v in variables] != [id(v) for v in self._variables]:
+            before, now = ({v.name for v in known} for known in (self._variables, variables))
+            raise ValueError(
+                f"shard {shard} has other variables than the one before: {sorted(before ^ now)[:5]}. Give "
+                "every variable for every shard, with None where it has no gradient."
+            )
+        self._variables = variables
+        loose: dict[int, Array] = {}
+        for gradient, variable in given:
+            if isinstance(gradient, IndexedSlices):
+                self._rows.setdefault(id(variable), []).append(gradient)
+            elif gradient is not None:
+                self._whole.add(id(variable))
+                if variable.slab is None:
+                    dense = dense_gradient(gradient, variable)
+                    loose[id(variable)] = dense.astype(wire_dtype(dense.dtype))  # a copy: sums go there
+        self._tree.push(self.loose, (shard, shard + 1), loose, _added_by_variable)
+
+    def pairs(self, ticket: Ticket) -> list[Pair]:
+        """Return all variables in the order of their creation, with this rank's gradients or None.
+
+        Where one has rows and a whole gradient, the ticket gets an error, which all ranks will raise.
+        """
+        mixed = [v.name for v in self._variables if id(v) in self._rows and id(v) in self._whole]
+        if mixed:
+            ticket.error, ticket.reason = 1.0, _MIXED.format(", ".join(mixed))
+        return [(self._gradient(variable), variable) for variable in self._variables]
+
+    def _gradient(self, variable: Variable) -> Any:
+        if id(variable) in self._rows:
+            return concatenated(self._rows[id(variable)])
+        if id(variable) not in self._whole:
+            return None
+        return variable.value if variable.slab is None else variable.gradient  # that there is one
+
+
+_MIXED = (
+    "{} got rows (IndexedSlices) in some canonical shards and a whole gradient in others, of which the sum "
+    "has no order. Use the variable in the same way for every shard, or convert its rows by to_dense()."
+)
+
+
+class _BucketSum:
+    """A bucket's sum over all shards, under way; in float32 where the bucket is of 16 bits."""
+
+    def __init__(self, pending: Pending, bucket: Array) -> None:
+        self._pending = pending
+        self._bucket = bucket
+
+    def finish(self, divisor: float | None) -> None:
+        """See `BucketReduction.finish`."""
+        total = self._pending.wait()
+        if divisor is not None:
+            total /= total.dtype.type(divisor)
+        if total.dtype != self._bucket.dtype:
+            self._bucket[...] = total
+
+
+def exchange(
+    communicator: Communicator,
+    tree: Tree,
+    nodes: Sequence[Sequence[Node]],
+    parts: Sequence[tuple[Node, Array]],
+) -> Pending:
+    """Start the sum over all ranks' nodes, in the tree's order, into the array of the last part. Collective.
+
+    Every rank adds up one part of the elements for all.
+
+    Args:
+        communicator: the ranks.
+        tree: the order.
+        nodes: of each rank, from left to right.
+        parts: this rank's nodes with their sums, flat and contiguous, [n], all of one dtype. Overwritten.
+
+    Cost: with one node for each rank, that of an all_reduce; otherwise the first half of the traffic,
+        all-to-all, is that many times more.
+    """
+    result = parts[-1][1]
+    if communicator.size == 1:
+        return Done(result)
+    if _is_pair(nodes):
+        return communicator.all_reduce(result)  # a + b has the same bits as b + a
+    rank = communicator.rank
+    cuts = cut(result.size, communicator.size)
+    xp = namespace(result)
+    sent = [
+        result[:0] if other == rank else _joined(xp, [array[part] for _, array in parts])
+        for other, part in enumerate(cuts)
+    ]
+    values = {node: array[cuts[rank]] for node, array in parts}
+    own = values[parts[-1][0]]
+    for other, received in enumerate(communicator.all_to_all(sent)):
+        if other != rank:
+            pieces = received.reshape(len(nodes[other]), own.size)
+            values.update(zip(nodes[other], pieces, strict=True))
+    total = tree.fold(values, _added)
+    if total is not own:
+        own[...] = total
+    return communicator.all_gather_parts(result)
+
+
+def _is_pair(nodes: Sequence[Sequence[Node]]) -> bool:
+    return len(nodes) == 2 and all(len(own) == 1 for own in nodes)
+
+
+def _joined(xp: Any, arrays: list[Array]) -> Array:
+    return arrays[0] if len(arrays) == 1 else xp.concatenate(arrays)
+
+
+def _added(left: Array, right: Array) -> Array:
+    left += right
+    return left
+
+
+def _added_by_variable(left: dict[int, Array], right: dict[int, Array]) -> dict[int, Array]:
+    """Add gradients of the same variables; what is missing counts as zeros, of which -0.0 becomes 0.0."""
+    for key, gradient in right.items():
+        left[key] = _added(left[key], gradient) if key in left else gradient + 0
+    for key in left.keys() - right.keys():
+        left[key] += 0
+    return left
+
+
+def _packed(gradients: dict[int, Array], members: list[Variable]) -> Array:
+    first = members[0]
+    flat = first.device.zeros(sum(v.size for v in members), wire_dtype(first.dtype))
+    start = 0
+    for variable in members:
+        if id(variable) in gradients:
+            flat[start : start + variable.size] = gradients[id(variable)].reshape(-1)
+        start += variable.size
+    return flat
+
+
+def _ordered(given: list[Pair]) -> list[Pair]:
+    return sorted(given, key=lambda pair: pair[1].number)
+
+
+def _wrong_shard(number: int | None, own: range, communicator: Communicator) -> str:
+    got = "too few" if number is None else f"shard {number}"
+    return (
+        f"{communicator.where} gives the shards {own.start} to {own.stop - 1}, each once and in order; "
+        f"got {got}. Go through `own_shards`."
+    )

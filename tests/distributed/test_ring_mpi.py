@@ -1,0 +1,67 @@
+"""The ring of messages keeps the communicators' contract, over real MPI."""
+
+import time
+
+import numpy as np
+import pytest
+from communicator_contract import CONTRACT
+
+
+@pytest.fixture(scope="module")
+def ring(communicator):
+    """The same ranks, with all_reduce in a ring."""
+    with communicator.split(0, key=-communicator.rank) as ranks:
+        ranks.prefer("ring")
+        yield ranks
+
+
+@pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
+def test_the_ring_keeps_the_contract(ring, check):
+    check(ring)
+
+
+def test_buckets_in_flight_among_other_collectives(ring):
+    rng = np.random.default_rng(1)
+    sizes = rng.integers(0, 60_000, 12)
+    for turn in range(3):
+        buckets = [np.full(n, 1.0 + ring.rank, "f4") for n in sizes]
+        pendings = [ring.all_reduce(bucket) for bucket in buckets[:6]]
+        if turn == 1:
+            ring.barrier()
+        pendings += [ring.all_reduce(bucket) for bucket in buckets[6:]]
+        if ring.rank == 0:  # waits are free to be in any order
+            pendings.reverse()
+        for pending in pendings:
+            pending.wait()
+        for bucket in buckets:
+            np.testing.assert_array_equal(bucket, ring.size * (ring.size + 1) / 2)
+
+
+def test_a_rank_that_waits_in_the_ring_does_not_burn_its_core(ring):
+    values = np.ones(100_000, "f4")
+    ring.barrier()
+    if ring.rank == ring.size - 1:
+        time.sleep(1.0)
+    began = time.thread_time()
+    ring.all_reduce(values).wait()
+    assert time.thread_time() - began < 0.4
+    assert (values == ring.size).all()
+
+
+def test_an_unknown_algorithm_is_refused(ring):
+    with pytest.raises(ValueError, match=r"no all_reduce algorithm 'tree'.*ring"):
+        ring.prefer("tree")
+
+
+def test_other_algorithms_may_come_in_between(communicator):
+    with communicator.split(0) as ranks:
+        for turn in range(5):
+            large, small = np.ones(50_000), np.ones(3)
+            ranks.prefer("ring")
+            ringed = ranks.all_reduce(large)
+            ranks.prefer("mpi")
+            others = ranks.all_reduce(small)
+            for pending in (ringed, others) if (turn + ranks.rank) % 2 else (others, ringed):
+                pending.wait()
+            assert (large == ranks.size).all()
+            assert (small == ranks.size).all()
