@@ -5,7 +5,16 @@
 
 from distopt.communicators.communicator import Communicator, Pending, ReduceOp
 from distopt.communicators.connect import connect
+from distopt.communicators.gathering import GatheringCommunicator
 from distopt.communicators.guard import guard
 from distopt.communicators.local import LocalCommunicator
 
-__all__ = ["Communicator", "LocalCommunicator", "Pending", "ReduceOp", "connect", "guard"]
+__all__ = [
+    "Communicator",
+    "GatheringCommunicator",
+    "LocalCommunicator",
+    "Pending",
+    "ReduceOp",
+    "connect",
+    "guard",
+]

@@ -356,6 +356,10 @@ class ThreadCommunicator(Communicator):
         self._meet(call, number, values, lambda brought: [rows.copy() for rows in brought])
         return [rows.copy() for rows in self.take(number)]
 
+    def _allocate(self, size: int, dtype: np.dtype[Any], call: Call, number: int) -> Array:
+        self._barrier(call, number)  # which compares the calls
+        return super()._allocate(size, dtype, call, number)
+
     def _barrier(self, call: Call, number: int) -> None:
         self._meet(call, number, None, len)
         self.take(number)

@@ -59,8 +59,8 @@ def sums_are_the_same_bits_on_all_ranks_for_every_size(communicator):
     for dtype in FLOATS:
         for size in sizes:
             mine = generator.standard_normal(size).astype(dtype)
-            exact = communicator.all_gather(mine).wait().astype(np.float64).sum(0)
-            scale = np.abs(communicator.all_gather(mine).wait().astype(np.float64)).sum(0)
+            everyone = communicator.all_gather(mine).wait().astype(np.float64)
+            exact, scale = everyone.sum(0), np.abs(everyone).sum(0)
             communicator.all_reduce(mine).wait()
             assert len(set(digests(communicator, mine))) == 1, (dtype, size)
             # (size - 1) additions in the wire dtype, and one rounding to the dtype.

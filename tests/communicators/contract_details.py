@@ -8,6 +8,7 @@ import pytest
 from contract_arrays import COPIED, FLOATS, INTEGERS, LARGE, SHAPES, ramp
 
 from distopt.communicators.communicator import cut
+from distopt.errors import CommunicatorError
 
 DETAILS = []
 
@@ -93,8 +94,8 @@ def contiguous_parts_of_larger_arrays_are_reduced_in_place(communicator):
 @detail
 def large_arrays_of_odd_length_are_scattered_and_gathered(communicator):
     rank, size = communicator.rank, communicator.size
-    for _ in range(2):
-        for dtype in (np.float32, np.float16):
+    for dtype in (np.float32, np.float16):
+        for _ in range(2):
             values = ramp((LARGE,), dtype, rank)
             own = cut(LARGE, size)[rank]
             result = communicator.reduce_scatter(values).wait()
@@ -327,4 +328,48 @@ def wrong_arguments_of_every_operation_raise_on_every_rank_and_leave_all_usable(
     assert len(seen) == 11
     assert communicator.sequence == before  # nothing was sent
     assert (communicator.all_reduce(np.ones(3)).wait() == communicator.size).all()
+    assert communicator.all_gather_object(communicator.rank) == list(range(communicator.size))
+
+
+def differing_calls(communicator):
+    """Every operation called differently by the last rank: (words of the message, call)."""
+    odd = int(communicator.rank == communicator.size - 1)
+    size = communicator.size
+    single = [np.float64, np.float32][odd]
+
+    def shaped(*shape):
+        return np.ones((*shape, 3 + odd))
+
+    yield "all_reduce(float64[4], sum)", lambda: communicator.all_reduce(shaped()).wait()
+    yield "all_reduce(float32[3], sum)", lambda: communicator.all_reduce(np.ones(3, single)).wait()
+    yield (
+        "all_reduce(float64[3], max)",
+        lambda: communicator.all_reduce(np.ones(3), ["sum", "max"][odd]).wait(),
+    )
+    yield "all_reduce(float64[4], sum)", lambda: communicator.prepare_all_reduce(shaped())().wait()
+    yield "reduce_scatter(float64[4])", lambda: communicator.reduce_scatter(shaped()).wait()
+    yield "all_gather_parts(float64[4])", lambda: communicator.all_gather_parts(shaped()).wait()
+    yield "all_gather(float64[2, 4])", lambda: communicator.all_gather(shaped(2)).wait()
+    yield "all_gather_rows(float64[-1, 4])", lambda: communicator.all_gather_rows(shaped(2))
+    yield "all_to_all(float32)", lambda: communicator.all_to_all([np.ones(3, single)] * size)
+    yield "broadcast(float64[3], root=1)", lambda: communicator.broadcast(np.ones(3), odd).wait()
+    yield "broadcast_object(root=1)", lambda: communicator.broadcast_object(1, odd)
+    yield "allocate(float64[4])", lambda: communicator.allocate(3 + odd, np.float64)
+    yield "barrier()", lambda: communicator.barrier() if odd else communicator.all_gather_object(1)
+    yield "split()", lambda: communicator.split(0) if odd else communicator.barrier()
+
+
+def calls_that_differ_raise_on_every_rank_and_leave_all_usable(communicator):
+    """For communicators that compare calls: threads always, MPI where it is `checked`."""
+    if communicator.size == 1:
+        return
+    for said, call in differing_calls(communicator):
+        with pytest.raises(CommunicatorError) as caught:
+            call()
+        text = str(caught.value)
+        assert f"rank {communicator.size - 1} called {said}" in text, text
+        assert "rank 0 called" in text
+        values = np.full(3, communicator.rank)
+        communicator.all_reduce(values).wait()
+        assert (values == communicator.size * (communicator.size - 1) // 2).all()
     assert communicator.all_gather_object(communicator.rank) == list(range(communicator.size))
