@@ -218,6 +218,7 @@ class _NonBlocking(Algorithm):
     def __init__(self, mpi: MPI.Intracomm, waiting: Waiting) -> None:
         self._mpi, self._waiting = mpi, waiting
         self._queue: collections.deque[tuple[_Reduction, Array, MPI.Op]] = collections.deque()
+        self.backlog = self._queue
         self._running: collections.deque[tuple[_Reduction, MPI.Request]] = collections.deque()
 
     def can(self, flat: Array, op: str) -> bool:
@@ -393,7 +394,7 @@ class MpiCommunicator(Communicator):
             self._algorithms.append(_NonBlocking(self._mpi, self._waiting))
         if one_host:
             self._algorithms.append(SharedReduce(self._steps, staged=not self._overlap or forced == "shared"))
-        self._flushes = [algorithm.flush for algorithm in self._algorithms]
+        self._queueing = list(self._algorithms)
         self._algorithms.append(_Blocking(self._mpi, self._waiting, watch, self.label, self._start_all))
         self._forced = forced
         self._choice = Choice(
@@ -536,8 +537,9 @@ class MpiCommunicator(Communicator):
 
     def _start_all(self) -> None:
         # Before a blocking call: another rank may wait for a piece that only waits in our queue.
-        for flush in self._flushes:
-            flush()
+        for algorithm in self._queueing:
+            if algorithm.backlog:
+                algorithm.flush()
 
     def _all_reduce(self, values: Array, op: str, call: Call, number: int) -> Pending:
         with self._translate_errors(call.operation, number):
