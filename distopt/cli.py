@@ -65,6 +65,10 @@ def train(
         str, typer.Option("--progress", help="bar, lines, or auto: a bar on a terminal.")
     ] = "auto",
     device: DeviceOption = None,
+    drift_check: Annotated[
+        int, typer.Option(help="Steps between checks that ranks hold the same bits; 0: none.")
+    ] = 100,
+    on_drift: Annotated[str, typer.Option(help="stop, or repair from what most ranks hold.")] = "stop",
 ) -> None:
     """Train; start it with mpirun to train on several ranks.
 
@@ -87,6 +91,8 @@ def train(
             bucket_bytes=int(bucket_mib * (1 << 20)),
             prefetch=prefetch,
             output=output,
+            drift_check_every=drift_check,
+            on_drift=on_drift,  # type: ignore[arg-type]  # which Settings checks
         )
         if resume and output is None:
             raise ValueError("--resume needs --output, the folder of the run to go on with")
@@ -111,7 +117,9 @@ def train(
         seconds = trainer.run(progress, metrics)
         if trainer.stopped:
             where = f"; go on with --resume --output {output}" if output else ""
-            progress.say(f"stopped after step {trainer.step} because a rank was asked to{where}")
+            progress.say(
+                f"stopped after step {trainer.step} because a rank was asked to: {trainer.stop_reason}{where}"
+            )
             metrics.close()
         else:
             _finish_training(trainer, test, metrics, progress, seconds, first_step)

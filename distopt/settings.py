@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 __all__ = ["Settings"]
 
@@ -23,6 +24,8 @@ class Settings:
         bucket_bytes: size of the pieces in which gradients are reduced.
         prefetch: how many batches are made ahead.
         output: folder for metrics, checkpoints and weights; None writes nothing.
+        drift_check_every: steps between two checks that all ranks hold the same bits; 0 for none.
+        on_drift: "stop" or "repair"; see `DriftCheck`.
 
     Raises:
         ValueError: a number is out of range.
@@ -37,13 +40,17 @@ class Settings:
     bucket_bytes: int = 4 << 20
     prefetch: int = 2
     output: Path | None = None
+    drift_check_every: int = 100
+    on_drift: Literal["stop", "repair"] = "stop"
 
     def __post_init__(self) -> None:
         for name in ("global_batch", "log_every", "checkpoint_every", "bucket_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("steps", "seed", "prefetch"):
+        for name in ("steps", "seed", "prefetch", "drift_check_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.on_drift not in ("stop", "repair"):
+            raise ValueError(f"on_drift must be 'stop' or 'repair', got {self.on_drift!r}")
         if self.learning_rate is not None and not 0 <= self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be finite and not negative, got {self.learning_rate}")
