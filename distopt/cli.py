@@ -77,6 +77,10 @@ def train(
         str | None,
         typer.Option(help="Encode gradients: fp16, int8, ef-topk:0.01 ...; see docs/codecs.md."),
     ] = None,
+    drift_check: Annotated[
+        int, typer.Option(help="Steps between checks that ranks hold the same bits; 0: none.")
+    ] = 100,
+    on_drift: Annotated[str, typer.Option(help="stop, or repair from what most ranks hold.")] = "stop",
 ) -> None:
     """Train; start it with mpirun to train on several ranks.
 
@@ -106,6 +110,8 @@ def train(
             canonical=canonical,
             micro_batches=micro_batches,
             codec=codec,
+            drift_check_every=drift_check,
+            on_drift=on_drift,  # type: ignore[arg-type]  # which Settings checks
         )
         if resume and output is None:
             raise ValueError("--resume needs --output, the folder of the run to go on with")
@@ -130,7 +136,9 @@ def train(
         seconds = trainer.run(progress, metrics)
         if trainer.stopped:
             where = f"; go on with --resume --output {output}" if output else ""
-            progress.say(f"stopped after step {trainer.step} because a rank was asked to{where}")
+            progress.say(
+                f"stopped after step {trainer.step} because a rank was asked to: {trainer.stop_reason}{where}"
+            )
             metrics.close()
         else:
             _finish_training(trainer, test, metrics, progress, seconds, first_step)
