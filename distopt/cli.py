@@ -411,6 +411,33 @@ def bench_codecs(
         bench_of_codecs.main(options, _text(json_path))
 
 
+@bench.command("canonical")
+def bench_canonical(
+    ranks: Annotated[str, typer.Option(help="Numbers of ranks, as in 2,4.")] = "2,4",
+    shards: Annotated[str, typer.Option(help="Numbers of shards to try beside that of the ranks.")] = "8",
+    global_batch: Annotated[int, typer.Option(help="Examples in a step, over all ranks.")] = 128,
+    steps: Annotated[int, typer.Option(help="Training steps in a turn.")] = 5,
+    rounds: Annotated[int, typer.Option(help="In each, everything has a turn.")] = 9,
+    largest_mib: Annotated[int, typer.Option(help="Largest array to exchange, in MiB.")] = 256,
+    device: DeviceOption = None,
+    json_path: Json = None,
+) -> None:
+    """Canonical mode beside plain training, and its exchange beside all_reduce from 4 KiB on."""
+    from distopt.bench import canonical
+
+    with _plain_errors():
+        options = canonical.Options(
+            ranks=_numbers("--ranks", ranks),
+            shards=_numbers("--shards", shards),
+            global_batch=global_batch,
+            steps=steps,
+            rounds=rounds,
+            largest_bytes=largest_mib << 20,
+            device=device,
+        )
+        canonical.main(options, _text(json_path))
+
+
 def _numbers(option: str, text: str) -> list[int]:
     numbers = [number.strip() for number in text.split(",")]
     if not all(number.isdigit() for number in numbers):

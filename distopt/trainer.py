@@ -29,7 +29,7 @@ from distopt.optimizers import ExponentialMovingAverage, LossScaleOptimizer
 from distopt.optimizers.loss_scale import all_finite
 from distopt.replica import Batch, Replica
 from distopt.settings import Settings
-from distopt.step import Step, kernels, make_pieces
+from distopt.step import Batches, Step, kernels, make_pieces
 
 __all__ = ["Settings", "Trainer"]
 
@@ -169,12 +169,12 @@ class Trainer:
         self.save_checkpoint()
         return seconds
 
-    def train_step(self, batches: Prefetcher[list[Batch]]) -> Ticket:
+    def train_step(self, batches: Batches) -> Ticket:
         """Do one step; returns the totals of the global batch, the loss with regularisation included."""
         with self.replicas[0].device.activate():
             return self._train_step(batches)
 
-    def _train_step(self, batches: Prefetcher[list[Batch]]) -> Ticket:
+    def _train_step(self, batches: Batches) -> Ticket:
         clock = self.clock
         clock.start("input")
         parts, own = self._input(batches)
@@ -222,7 +222,8 @@ class Trainer:
             images = self.task.augmentation.train(
                 self.data.images[chosen], epochs[piece.examples], chosen, self.settings.seed
             )
-            batches.append(Batch(images, self.data.labels[chosen], step, piece.examples.start))
+            labels = self.data.labels[chosen]
+            batches.append(Batch(images, labels, step, piece.examples.start, piece.regularized))
         return batches
 
     def _check_finite(self, own: Ticket, parts: list[Batch], pairs: list[Pair]) -> bool:
