@@ -65,6 +65,9 @@ def train(
         str, typer.Option("--progress", help="bar, lines, or auto: a bar on a terminal.")
     ] = "auto",
     device: DeviceOption = None,
+    shard_optimizer: Annotated[
+        bool, typer.Option("--shard-optimizer", help="Each rank keeps its part of the optimizer's slots.")
+    ] = False,
 ) -> None:
     """Train; start it with mpirun to train on several ranks.
 
@@ -87,6 +90,7 @@ def train(
             bucket_bytes=int(bucket_mib * (1 << 20)),
             prefetch=prefetch,
             output=output,
+            shard_optimizer=shard_optimizer,
         )
         if resume and output is None:
             raise ValueError("--resume needs --output, the folder of the run to go on with")

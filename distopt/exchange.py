@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distopt.aggregators import Aggregator, AllReduce
+from distopt.aggregators import Aggregator, AllReduce, Sharded
 from distopt.communicators import Communicator
 from distopt.settings import Settings
 
@@ -11,4 +11,6 @@ __all__ = ["make_aggregator"]
 
 def make_aggregator(settings: Settings, communicator: Communicator) -> Aggregator:
     """Return the aggregator that averages gradients over the global batch as the settings say."""
+    if settings.shard_optimizer:
+        return Sharded(communicator, "mean", settings.bucket_bytes)
     return AllReduce(communicator, "mean", settings.bucket_bytes)

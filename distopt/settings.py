@@ -23,6 +23,8 @@ class Settings:
         bucket_bytes: size of the pieces in which gradients are reduced.
         prefetch: how many batches are made ahead.
         output: folder for metrics, checkpoints and weights; None writes nothing.
+        shard_optimizer: whether each rank keeps only its part of the optimizer's slots; see
+            `aggregators.Sharded`.
 
     Raises:
         ValueError: a number is out of range.
@@ -37,6 +39,7 @@ class Settings:
     bucket_bytes: int = 4 << 20
     prefetch: int = 2
     output: Path | None = None
+    shard_optimizer: bool = False
 
     def __post_init__(self) -> None:
         for name in ("global_batch", "log_every", "checkpoint_every", "bucket_bytes"):
