@@ -346,14 +346,16 @@ class Trainer:
     def save_checkpoint(self) -> None:
         """Write weights, moving averages and slots on rank 0; nothing where there is no output folder.
 
-        Collective where the model has statistics or the aggregator keeps something.
+        Collective where the model has statistics, the aggregator keeps something, or slots are divided.
         """
         self._agree_on_statistics()
         kept = self.aggregator.state()
-        if self.settings.output is None or self.communicator.rank != 0:
+        writes = self.settings.output is not None and self.communicator.rank == 0
+        slots = self.optimizer.state() if writes or self.optimizer.is_divided else {}
+        if self.settings.output is None or not writes:
             return
         arrays = {f"weights:{name}": value for name, value in self.weights().items()}
-        arrays |= {f"slots:{name}": value for name, value in self.optimizer.state().items()}
+        arrays |= {f"slots:{name}": value for name, value in slots.items()}
         arrays |= {f"aggregator:{name}": value for name, value in kept.items()}
         path = checkpoint.checkpoint_path(self.settings.output, self.step)
         checkpoint.save(path, arrays, self._manifest())
