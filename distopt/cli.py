@@ -81,6 +81,9 @@ def train(
         int, typer.Option(help="Steps between checks that ranks hold the same bits; 0: none.")
     ] = 100,
     on_drift: Annotated[str, typer.Option(help="stop, or repair from what most ranks hold.")] = "stop",
+    shard_optimizer: Annotated[
+        bool, typer.Option("--shard-optimizer", help="Each rank keeps its part of the optimizer's slots.")
+    ] = False,
 ) -> None:
     """Train; start it with mpirun to train on several ranks.
 
@@ -112,6 +115,7 @@ def train(
             codec=codec,
             drift_check_every=drift_check,
             on_drift=on_drift,  # type: ignore[arg-type]  # which Settings checks
+            shard_optimizer=shard_optimizer,
         )
         if resume and output is None:
             raise ValueError("--resume needs --output, the folder of the run to go on with")

@@ -37,6 +37,8 @@ class Settings:
         drift_check_every: steps between two checks that all ranks hold the same bits; 0 for none. With local
             steps there are none.
         on_drift: "stop" or "repair"; see `DriftCheck`.
+        shard_optimizer: whether each rank keeps only its part of the optimizer's slots; see
+            `aggregators.Sharded`.
 
     Raises:
         ValueError: a number is out of range.
@@ -60,6 +62,7 @@ class Settings:
     codec: str | None = None
     drift_check_every: int = 100
     on_drift: Literal["stop", "repair"] = "stop"
+    shard_optimizer: bool = False
 
     def __post_init__(self) -> None:
         for name in ("global_batch", "log_every", "checkpoint_every", "bucket_bytes", *_COUNTS):
@@ -77,10 +80,10 @@ class Settings:
                 f"local_start={self.local_start} says when local steps begin; give local_steps too"
             )
         self._check_one_way()
-        if self.codec is not None and (self.adasum or self.canonical is not None):
+        if self.codec is not None and (self.adasum or self.shard_optimizer or self.canonical is not None):
             raise ValueError(
-                f"codec={self.codec!r} has no place beside adasum or canonical: both exchange gradients as "
-                "they are"
+                f"codec={self.codec!r} has no place beside adasum, canonical or shard_optimizer: these "
+                "exchange gradients as they are"
             )
         if self.canonical is not None and not 1 <= self.canonical <= self.global_batch:
             raise ValueError(
@@ -100,6 +103,7 @@ class Settings:
             "local_steps": self.local_steps > 1,
             "delayed": self.delayed,
             "adasum": self.adasum,
+            "shard_optimizer": self.shard_optimizer,
         }
         asked = [f"{name}={getattr(self, name)}" for name, is_asked in ways.items() if is_asked]
         if len(asked) > 1:

@@ -194,7 +194,7 @@ class Trainer:
         loss = total.loss / total.examples + penalty
         return Ticket(total.examples, loss, total.correct, stop=total.stop, preempt=total.preempt)
 
-    def _input(self, batches: Prefetcher[list[Batch]]) -> tuple[list[Batch], Ticket]:
+    def _input(self, batches: Batches) -> tuple[list[Batch], Ticket]:
         """Return this rank's part of the step, and its ticket: empty with an error where input failed."""
         try:
             return batches.get(self.step), self._signals.ticket()
@@ -355,20 +355,23 @@ class Trainer:
     def save_checkpoint(self) -> None:
         """Write weights, moving averages and slots on rank 0; nothing where there is no output folder.
 
-        Collective where the model has statistics, or the aggregator keeps something or lets ranks differ.
+        Collective where the model has statistics, the aggregator keeps something or lets ranks differ, or
+        slots are divided.
         """
         self._settle()
         kept = self.aggregator.state()
-        if self.settings.output is None or self.communicator.rank != 0:
+        writes = self.settings.output is not None and self.communicator.rank == 0
+        slots = self.optimizer.state() if writes or self.optimizer.is_divided else {}
+        if self.settings.output is None or not writes:
             return
-        arrays = self._arrays() | {f"aggregator:{name}": value for name, value in kept.items()}
+        arrays = self._arrays(slots) | {f"aggregator:{name}": value for name, value in kept.items()}
         path = checkpoint.checkpoint_path(self.settings.output, self.step)
         checkpoint.save(path, arrays, self._manifest())
         checkpoint.prune(self.settings.output, keep=2)
 
-    def _arrays(self) -> dict[str, Array]:
+    def _arrays(self, slots: dict[str, Array]) -> dict[str, Array]:
         weights = {f"weights:{name}": value for name, value in self.weights().items()}
-        return weights | {f"slots:{name}": value for name, value in self.optimizer.state().items()}
+        return weights | {f"slots:{name}": value for name, value in slots.items()}
 
     def digest(self) -> str:
         """Return a SHA-256 of all that training has made: weights, slots, averages, statistics.
@@ -376,7 +379,7 @@ class Trainer:
         In canonical mode it is the same on every rank, and on any number of ranks; and that which `distopt
         digest` tells of a checkpoint of this step.
         """
-        return checkpoint.digest_of(self._arrays())
+        return checkpoint.digest_of(self._arrays(self.optimizer.state()))
 
     def save_weights(self, **results: float) -> Path | None:
         """Write the weights with results on rank 0, for `distopt evaluate`; returns the file."""
