@@ -321,7 +321,10 @@ class MpiCommunicator(Communicator):
         self._algorithms: list[Algorithm] = [_Blocking(self._mpi, self._waiting)]
         if self._overlap:
             self._algorithms.insert(0, _NonBlocking(self._mpi, self._waiting))
-        self._algorithms.append(Ring(MpiLinks(self._mpi), self._waiting))
+        threads = MPI.Query_thread() == MPI.THREAD_MULTIPLE
+        self._algorithms.append(
+            Ring(MpiLinks(self._mpi), self._waiting, background=self._overlap and threads)
+        )
 
     def prefer(self, name: str) -> None:
         """Do all_reduce by the algorithm of that name, wherever it can. The same on all ranks.
@@ -413,11 +416,12 @@ class MpiCommunicator(Communicator):
         wire = np.asarray(asnumpy(values), wire_dtype(values.dtype)) if staged else values
         flat = _flat(wire)
         chosen = next(algorithm for algorithm in self._algorithms if algorithm.can(flat, op))
-        with self._translate_errors(call.operation, number):
+        with self._waiting(call.operation, number):
             for other in self._algorithms:
                 # What waits inside one algorithm doesn't move the others on, so only one has work at a time.
                 if other is not chosen:
                     other.flush()
+        with self._translate_errors(call.operation, number):
             pending = chosen.start(flat, op, number)
 
         def finish() -> Array:

@@ -18,6 +18,7 @@ import numpy as np
 
 from distopt.backend import Array
 from distopt.communicators.algorithm import Algorithm, Waiting
+from distopt.communicators.background import BackgroundProgress
 from distopt.communicators.communicator import Pending, cut
 from distopt.communicators.flows import Flow, Flows, Links
 
@@ -123,6 +124,8 @@ class Ring(Algorithm):
         segment_bytes: size of a message, at most; large enough that its latency doesn't count, small
             enough that transfer and arithmetic overlap.
         pieces_in_flight: how many go round at a time.
+        background: whether a thread moves reductions on while this one computes; may differ between ranks,
+            and be changed (the attribute) for the reductions that start afterwards.
     """
 
     name: ClassVar[str] = "ring"
@@ -133,11 +136,14 @@ class Ring(Algorithm):
         waiting: Waiting,
         segment_bytes: int = _SEGMENT_BYTES,
         pieces_in_flight: int = _PIECES_IN_FLIGHT,
+        background: bool = False,
     ) -> None:
         self._links = links
         self._waiting = waiting
         self._segment_bytes = segment_bytes
         self.flows = Flows(links, pieces_in_flight)
+        self.background = background
+        self._thread: BackgroundProgress | None = None
         self._buffers: list[Array] = []
         self._tags = itertools.count()
 
@@ -158,6 +164,10 @@ class Ring(Algorithm):
         for part in cut(flat.size, pieces) if pieces else []:
             self.flows.add(self._piece(flat[part], op, next(self._tags) % _TAGS), reduction.piece_done)
         self.flows.progress()
+        if self.background and pieces:
+            if self._thread is None:
+                self._thread = BackgroundProgress(self.flows)
+            self._thread.wake()
         return reduction
 
     def progress(self) -> None:
@@ -173,6 +183,9 @@ class Ring(Algorithm):
     def close(self) -> None:
         """See `Algorithm.close`."""
         self.flush()
+        if self._thread is not None:
+            self._thread.close()
+            self._thread = None
         self._buffers.clear()
 
     def _piece(self, flat: Array, op: str, tag: int) -> Flow:

@@ -65,3 +65,22 @@ def test_other_algorithms_may_come_in_between(communicator):
                 pending.wait()
             assert (large == ranks.size).all()
             assert (small == ranks.size).all()
+
+
+def test_the_thread_moves_messages_while_a_rank_computes(communicator):
+    with communicator.split(0) as ranks:
+        ranks.prefer("ring")
+        (ring,) = (algorithm for algorithm in ranks._algorithms if algorithm.name == "ring")
+        ring.background = True
+        for turn in range(4):
+            buckets = [np.full(30_000, 1.0 + ranks.rank, "f4") for _ in range(6)]
+            pendings = [ranks.all_reduce(bucket) for bucket in buckets]
+            deadline = time.monotonic() + 20
+            while turn < 2 and ring.flows.busy and time.monotonic() < deadline:
+                np.dot(np.ones((64, 64)), np.ones((64, 64)))
+            if turn == 3:
+                ranks.barrier()
+            for pending, bucket in zip(pendings, buckets, strict=True):
+                assert turn >= 2 or pending.test()
+                assert (pending.wait() == ranks.size * (ranks.size + 1) / 2).all()
+                assert bucket.dtype == np.float32
