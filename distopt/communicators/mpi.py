@@ -48,6 +48,7 @@ from distopt.communicators.communicator import (
     reduce_in_rank_order,
     wire_dtype,
 )
+from distopt.communicators.hierarchical import Hierarchical, MessageSteps
 from distopt.communicators.ring import Ring
 from distopt.communicators.watchdog import Note, Watchdog
 from distopt.errors import CommunicatorError
@@ -134,6 +135,30 @@ class MpiLinks:
     def test_some(self, requests: Sequence[MPI.Request]) -> Sequence[int]:
         """Return the places of the requests that are done now."""
         return MPI.Request.Testsome(requests) or []
+
+
+def make_hierarchical(
+    mpi: MPI.Intracomm, neighbours: MPI.Intracomm, waiting: Waiting, background: bool
+) -> tuple[Hierarchical, list[MPI.Intracomm]]:
+    """Return the all-reduce within and between hosts, and the communicators to free after it. Collective.
+
+    Args:
+        mpi: of all ranks.
+        neighbours: of the ranks of this host.
+        waiting: context of a wait.
+        background: whether a thread moves it on.
+    """
+    local_rank, local_size = neighbours.Get_rank(), neighbours.Get_size()
+    places = mpi.allgather((local_rank, local_size))
+    owners = min(size for _, size in places)
+    hosts = sum(rank == 0 for rank, _ in places)
+    across = cast("MPI.Intracomm", mpi.Split(min(local_rank, owners), mpi.Get_rank()))
+    links = MpiLinks(neighbours)
+    between = MpiLinks(across) if local_rank < owners else None
+    algorithm = Hierarchical(
+        MessageSteps(links), between, links, hosts, owners, waiting, background=background
+    )
+    return algorithm, [neighbours, across]
 
 
 class _Blocking(Algorithm):
@@ -301,9 +326,8 @@ class MpiCommunicator(Communicator):
     def _set_up(self, base: MPI.Intracomm, overlap: bool | None, checked: bool | None, label: str) -> None:
         self._mpi = base.Dup()
         self._mpi.Set_errhandler(MPI.ERRORS_RETURN)  # mpi4py turns what returns into exceptions
-        neighbours = self._mpi.Split_type(MPI.COMM_TYPE_SHARED)
+        neighbours = cast("MPI.Intracomm", self._mpi.Split_type(MPI.COMM_TYPE_SHARED))
         local_rank, local_size = neighbours.Get_rank(), neighbours.Get_size()
-        neighbours.Free()
         one_host = local_size == self._mpi.Get_size()
         self._overlap = not one_host if overlap is None else overlap
         self._checked = os.environ.get("DISTOPT_DEBUG") == "1" if checked is None else checked
@@ -321,10 +345,12 @@ class MpiCommunicator(Communicator):
         self._algorithms: list[Algorithm] = [_Blocking(self._mpi, self._waiting)]
         if self._overlap:
             self._algorithms.insert(0, _NonBlocking(self._mpi, self._waiting))
-        threads = MPI.Query_thread() == MPI.THREAD_MULTIPLE
-        self._algorithms.append(
-            Ring(MpiLinks(self._mpi), self._waiting, background=self._overlap and threads)
-        )
+        background = self._overlap and MPI.Query_thread() == MPI.THREAD_MULTIPLE
+        self._algorithms.append(Ring(MpiLinks(self._mpi), self._waiting, background=background))
+        self._inner = [neighbours]
+        if not one_host:
+            levels, self._inner = make_hierarchical(self._mpi, neighbours, self._waiting, background)
+            self._algorithms.append(levels)
 
     def prefer(self, name: str) -> None:
         """Do all_reduce by the algorithm of that name, wherever it can. The same on all ranks.
@@ -371,6 +397,8 @@ class MpiCommunicator(Communicator):
         if self._watchdog is not None and self._notes_mpi is not None:
             self._watchdog.leave()
             self._notes_mpi.Free()
+        for inner in self._inner:
+            inner.Free()
         self._mpi.Free()
 
     def _begin(self, call: Call) -> int:

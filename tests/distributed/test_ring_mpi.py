@@ -1,10 +1,13 @@
 """The ring of messages keeps the communicators' contract, over real MPI."""
 
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from communicator_contract import CONTRACT
+
+from distopt.communicators.mpi import make_hierarchical
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +87,23 @@ def test_the_thread_moves_messages_while_a_rank_computes(communicator):
                 assert turn >= 2 or pending.test()
                 assert (pending.wait() == ranks.size * (ranks.size + 1) / 2).all()
                 assert bucket.dtype == np.float32
+
+
+@pytest.mark.parametrize("ranks_per_host", [1, 2, 3])
+def test_within_and_between_pretended_hosts(communicator, ranks_per_host):
+    # As if every `ranks_per_host` ranks were a host; the last one may have fewer.
+    whole = communicator._mpi.Dup()
+    host = whole.Split(whole.rank // ranks_per_host, whole.rank)
+    levels, inner = make_hierarchical(whole, host, lambda *_: nullcontext(), background=False)
+    rng = np.random.default_rng(whole.rank)
+    for size in (0, 1, 5, 1000, 300_001):
+        exact = np.full(size, whole.rank + 1, "i8")
+        rounded = rng.normal(size=size).astype("f4")
+        pendings = [levels.start(exact, "sum", 1), levels.start(rounded, "sum", 2)]
+        for pending in pendings:
+            pending.wait()
+        assert (exact == whole.size * (whole.size + 1) // 2).all()
+        assert len(set(whole.allgather(rounded.tobytes()))) == 1
+    levels.close()
+    for part in (*inner, whole):
+        part.Free()
