@@ -13,7 +13,9 @@ from distopt.backend import Array
 from distopt.communicators import Pending
 from distopt.variables import Slab, Variable
 
-__all__ = ["BucketReduction", "PlainReduction", "SlabReduction"]
+__all__ = ["BucketReduction", "PlainReduction", "SlabReduction", "bucket_length"]
+
+_LEAST_TAIL_BYTES = 64 << 10
 
 
 class BucketReduction(Protocol):
@@ -43,13 +45,29 @@ class PlainReduction:
             self._bucket /= self._bucket.dtype.type(divisor)
 
 
+def bucket_length(left: int, bucket: int, itemsize: int) -> int:
+    """Return how many elements the next bucket has.
+
+    What becomes final at the end of backward is exposed, whole buckets of it. So buckets halve towards the
+    end, down to 64 KB, where a message costs as much as its latency: at most that much waits for the last
+    gradient.
+
+    Args:
+        left: elements that are in no bucket yet, at least 1.
+        bucket: elements of a full bucket.
+        itemsize: bytes of an element.
+    """
+    least = min(bucket, _LEAST_TAIL_BYTES // itemsize)
+    return min(left, bucket, max(least, -(-left // 2)))
+
+
 class SlabReduction:
     """The reduction of one slab's gradients in one step.
 
     Args:
         slab: whose gradients are reduced, in place.
         start_bucket: starts the reduction of a part of the slab's gradients.
-        bucket_bytes: size of a bucket, the last one of a slab is what is left.
+        bucket_bytes: size of a bucket; see `bucket_length` for the last ones.
     """
 
     def __init__(
@@ -76,7 +94,7 @@ class SlabReduction:
         """Start the reduction of every bucket that is complete."""
         size = self.slab.gradients.size
         while self._started < size:
-            stop = min(self._started + self._bucket, size)
+            stop = self._started + bucket_length(size - self._started, self._bucket, self.slab.dtype.itemsize)
             if stop > self._complete:
                 return
             self._running.append(self._start_bucket(self.slab, slice(self._started, stop)))

@@ -20,7 +20,7 @@ from distopt.backend import Array
 __all__ = ["Flow", "Flows", "Links"]
 
 Flow: TypeAlias = Generator[list[Any], None, None]
-"""Yields the requests (of `Links`) after which it goes on."""
+"""Yields the requests (of `Links`) after which it goes on; an empty list: at the next look."""
 
 _LONGEST_PAUSE_SECONDS = 2e-3
 _PAUSE_SHARE = 0.1
@@ -87,9 +87,14 @@ class Flows:
         self._running = 0
         self._requests: list[Any] = []
         self._owners: list[_Running] = []
+        self._looking: list[_Running] = []  # what waits for something else than messages
         self._lock = threading.Lock()
         self._error: BaseException | None = None
         self.attended = False  # the main thread waits, and moves everything itself
+
+    def __len__(self) -> int:
+        """Return how many flows are not done."""
+        return len(self._queue) + self._running
 
     @property
     def busy(self) -> bool:
@@ -141,8 +146,11 @@ class Flows:
 
     def _move(self) -> bool:
         moved = self._start_queued()
+        looking, self._looking = self._looking, []
+        for running in looking:
+            self._advance(running)
         if not self._requests:
-            return moved
+            return moved or len(self._looking) < len(looking)
         done = self._links.test_some(self._requests)
         ready: list[_Running] = []
         for place in sorted(done, reverse=True):
@@ -154,7 +162,7 @@ class Flows:
         for running in reversed(ready):
             self._advance(running)
         self._start_queued()
-        return moved or bool(done)
+        return moved or bool(done) or len(self._looking) < len(looking)
 
     def _start_queued(self) -> bool:
         started = False
@@ -166,12 +174,14 @@ class Flows:
         return started
 
     def _advance(self, running: _Running) -> None:
-        """Let a flow go on until it waits for a message, or ends."""
-        for requests in running.flow:
-            if requests:
-                running.open_requests = len(requests)
-                self._requests += requests
-                self._owners += [running] * len(requests)
-                return
-        self._running -= 1
-        running.done()
+        """Let a flow go on until it waits, or ends."""
+        requests = next(running.flow, None)
+        if requests is None:
+            self._running -= 1
+            running.done()
+        elif requests:
+            running.open_requests = len(requests)
+            self._requests += requests
+            self._owners += [running] * len(requests)
+        else:
+            self._looking.append(running)

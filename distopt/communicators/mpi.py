@@ -50,6 +50,7 @@ from distopt.communicators.communicator import (
     reduce_in_rank_order,
     wire_dtype,
 )
+from distopt.communicators.hierarchical import Hierarchical, MessageSteps
 from distopt.communicators.ring import Ring
 from distopt.communicators.shared_memory import SharedMemory
 from distopt.communicators.shared_reduce import HostSteps, SharedReduce
@@ -167,15 +168,39 @@ class _Neighbours:
     """The ranks of one host."""
 
     def __init__(self, communicator: MPI.Intracomm) -> None:
-        self._communicator = communicator
+        self.communicator = communicator
         self.rank = communicator.Get_rank()
         self.size = communicator.Get_size()
 
     def broadcast_object(self, value: Any, root: int = 0) -> Any:
-        return self._communicator.bcast(value, root)
+        return self.communicator.bcast(value, root)
 
     def free(self) -> None:
-        self._communicator.Free()
+        self.communicator.Free()
+
+
+def make_hierarchical(
+    mpi: MPI.Intracomm, neighbours: MPI.Intracomm, waiting: Waiting, background: bool
+) -> tuple[Hierarchical, MPI.Intracomm]:
+    """Return the all-reduce within and between hosts, and a communicator to free after it. Collective.
+
+    Args:
+        mpi: of all ranks.
+        neighbours: of the ranks of this host.
+        waiting: context of a wait.
+        background: whether a thread moves it on.
+    """
+    local_rank, local_size = neighbours.Get_rank(), neighbours.Get_size()
+    places = mpi.allgather((local_rank, local_size))
+    owners = min(size for _, size in places)
+    hosts = sum(rank == 0 for rank, _ in places)
+    across = cast("MPI.Intracomm", mpi.Split(min(local_rank, owners), mpi.Get_rank()))
+    links = MpiLinks(neighbours)
+    between = MpiLinks(across) if local_rank < owners else None
+    algorithm = Hierarchical(
+        MessageSteps(links), between, links, hosts, owners, waiting, background=background
+    )
+    return algorithm, across
 
 
 class _Blocking(Algorithm):
@@ -408,7 +433,7 @@ class MpiCommunicator(Communicator):
                 "DISTOPT_ALLREDUCE alike for all (mpirun -x DISTOPT_ALLREDUCE), or for none."
             )
 
-    def _make_algorithms(self, forced: str | None) -> None:
+    def _make_algorithms(self, forced: str | None, optional: bool = False) -> None:
         watch: Watchdog | _Watch = self._watchdog or _Watch()
         self._watch = watch
         if self._watchdog is not None:
@@ -418,12 +443,21 @@ class MpiCommunicator(Communicator):
         self._algorithms: list[Algorithm] = []
         if self._overlap:
             self._algorithms.append(_NonBlocking(self._mpi, self._waiting))
+        background = self._overlap and MPI.Query_thread() == MPI.THREAD_MULTIPLE
         if one_host:
             self._algorithms.append(SharedReduce(self._steps, staged=not self._overlap or forced == "shared"))
         if self.size > self.local_size or forced == Ring.name:
-            self._algorithms.append(Ring(MpiLinks(self._mpi), self._waiting))
+            self._algorithms.append(Ring(MpiLinks(self._mpi), self._waiting, background=background))
+        self._across: MPI.Intracomm | None = None
+        if self.size > self.local_size:
+            levels, self._across = make_hierarchical(
+                self._mpi, self._neighbours.communicator, self._waiting, background
+            )
+            self._algorithms.append(levels)
         self._queueing = list(self._algorithms)
         self._algorithms.append(_Blocking(self._mpi, self._waiting, watch, self.label, self._start_all))
+        if optional and forced not in [algorithm.name for algorithm in self._algorithms]:
+            forced = None  # a group on one host has nothing between hosts
         self._forced = forced
         self._choice = Choice(
             self._algorithms,
@@ -507,6 +541,8 @@ class MpiCommunicator(Communicator):
         if self._watchdog is not None and self._notes_mpi is not None:
             self._watchdog.leave()
             self._notes_mpi.Free()
+        if self._across is not None:
+            self._across.Free()
         self._neighbours.free()
         self._mpi.Free()
 
@@ -581,7 +617,7 @@ class MpiCommunicator(Communicator):
             flat = values if values.ndim == 1 else _flat(values)
             chosen = self._choose(flat, op, number)
             if combined == values.dtype or chosen.takes_halves:
-                begin = chosen.prepare(flat, op)
+                begin = self._alone(chosen, chosen.prepare(flat, op))
                 return begin if flat is values else lambda n: _Finished(begin(n), lambda: values)
 
         def start(number: int) -> Pending:
@@ -592,7 +628,21 @@ class MpiCommunicator(Communicator):
                 _write(values, wire)
                 return values
 
-            return _Finished(self._choose(flat, op, number).start(flat, op, number), finish)
+            chosen = self._choose(flat, op, number)
+            return _Finished(self._alone(chosen, lambda n: chosen.start(flat, op, n))(number), finish)
+
+        return start
+
+    def _alone(self, chosen: Algorithm, begin: Callable[[int], Pending]) -> Callable[[int], Pending]:
+        """Let only one algorithm have work at a time: a wait inside one doesn't move the others on."""
+        others = [other for other in self._queueing if other is not chosen]
+        if not others or chosen is self._algorithms[-1]:  # which flushes by itself
+            return begin
+
+        def start(number: int) -> Pending:
+            for other in others:
+                other.flush()
+            return begin(number)
 
         return start
 
@@ -748,8 +798,7 @@ class MpiCommunicator(Communicator):
         child._set_up(base, None, parent._checked, label)
         child._watchdog = parent._watchdog
         child._notes_mpi = None  # the parent owns the watchdog and its channel
-        names = [algorithm.name for algorithm in parent._algorithms]
-        child._make_algorithms(parent._forced if parent._forced in names else None)
+        child._make_algorithms(parent._forced, optional=True)
         return child
 
 

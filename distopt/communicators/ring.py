@@ -11,6 +11,7 @@ have the same bits; they depend on the number of ranks and on where the array is
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -18,15 +19,25 @@ import numpy as np
 
 from distopt.backend import Array
 from distopt.communicators.algorithm import Algorithm, Waiting
+from distopt.communicators.background import BackgroundProgress
 from distopt.communicators.communicator import Pending, cut
 from distopt.communicators.flows import Flow, Flows, Links
 
-__all__ = ["FlowReduction", "Ring", "all_gather_flow", "reduce_scatter_flow", "ring_flow"]
+__all__ = [
+    "PIECES_IN_FLIGHT",
+    "SEGMENT_BYTES",
+    "FlowReduction",
+    "MessageAlgorithm",
+    "Ring",
+    "all_gather_flow",
+    "reduce_scatter_flow",
+    "ring_flow",
+]
 
-_SEGMENT_BYTES = (
+SEGMENT_BYTES = (
     64 << 10
 )  # at 1 Gbit/s 64 KB fills the line, with both MPIs; Open MPI loses 15 % from 96 KB on
-_PIECES_IN_FLIGHT = 8
+PIECES_IN_FLIGHT = 8
 _TAGS = 1 << 14  # MPI promises 2**15; no two pieces that can meet are as far apart
 _UFUNCS: dict[str, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
@@ -45,7 +56,7 @@ def reduce_scatter_flow(links: Links, chunks: list[Array], op: str, scratch: Arr
     for step in range(size - 1):
         outgoing, incoming = chunks[(rank - step - 1) % size], chunks[(rank - step - 2) % size]
         arrived = scratch[: incoming.size]
-        yield _shift(links, outgoing, arrived, tag)
+        yield from _shift(links, outgoing, arrived, tag)
         if incoming.size:
             with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN are values, as in MPI
                 _UFUNCS[op](arrived, incoming, out=incoming)
@@ -55,7 +66,7 @@ def all_gather_flow(links: Links, chunks: list[Array], tag: int) -> Flow:
     """Give every rank chunk c of rank c, for every c; arguments as of `reduce_scatter_flow`."""
     rank, size = links.rank, links.size
     for step in range(size - 1):
-        yield _shift(links, chunks[(rank - step) % size], chunks[(rank - step - 1) % size], tag)
+        yield from _shift(links, chunks[(rank - step) % size], chunks[(rank - step - 1) % size], tag)
 
 
 def ring_flow(links: Links, flat: Array, op: str, scratch: Array, tag: int) -> Flow:
@@ -65,7 +76,7 @@ def ring_flow(links: Links, flat: Array, op: str, scratch: Array, tag: int) -> F
     yield from all_gather_flow(links, chunks, tag)
 
 
-def _shift(links: Links, outgoing: Array, incoming: Array, tag: int) -> list[Any]:
+def _shift(links: Links, outgoing: Array, incoming: Array, tag: int) -> Flow:
     """Send to the next rank and receive from the one before; empty messages are not sent."""
     rank, size = links.rank, links.size
     requests: list[Any] = []
@@ -73,7 +84,8 @@ def _shift(links: Links, outgoing: Array, incoming: Array, tag: int) -> list[Any
         requests.append(links.receive(incoming, (rank - 1) % size, tag))
     if outgoing.size:
         requests.append(links.send(outgoing, (rank + 1) % size, tag))
-    return requests
+    if requests:
+        yield requests
 
 
 class FlowReduction(Pending):
@@ -114,32 +126,35 @@ class FlowReduction(Pending):
         return self._flat
 
 
-class Ring(Algorithm):
-    """All-reduce in a ring, moved on by `progress` and `test`.
+class MessageAlgorithm(Algorithm):
+    """An all-reduce made of flows, moved on by `progress`, `test` and perhaps a thread.
 
     Args:
-        links: between the ranks.
+        links: whose requests the flows yield.
         waiting: context of a wait.
-        segment_bytes: size of a message, at most; large enough that its latency doesn't count, small
-            enough that transfer and arithmetic overlap.
-        pieces_in_flight: how many go round at a time.
+        piece_bytes: into pieces of at most how many bytes an array is cut, each of which is a flow.
+        pieces_in_flight: how many flows run at a time.
+        background: whether a thread moves reductions on while this one computes; may differ between ranks,
+            and be changed (the attribute) for the reductions that start afterwards.
+
+    Attributes:
+        flows: what is in flight.
     """
 
-    name: ClassVar[str] = "ring"
-
     def __init__(
-        self,
-        links: Links,
-        waiting: Waiting,
-        segment_bytes: int = _SEGMENT_BYTES,
-        pieces_in_flight: int = _PIECES_IN_FLIGHT,
+        self, links: Links, waiting: Waiting, piece_bytes: int, pieces_in_flight: int, background: bool
     ) -> None:
-        self._links = links
         self._waiting = waiting
-        self._segment_bytes = segment_bytes
-        self.flows = Flows(links, pieces_in_flight)
+        self._piece_bytes = piece_bytes
+        self.backlog = self.flows = Flows(links, pieces_in_flight)
+        self.background = background
+        self._thread: BackgroundProgress | None = None
         self._buffers: list[Array] = []
         self._tags = itertools.count()
+
+    @abstractmethod
+    def _flow(self, flat: Array, op: str, scratch: Array, tag: int) -> Flow:
+        """Combine a piece over all ranks, in place; `scratch` has its size."""
 
     def can(self, flat: Array, op: str) -> bool:
         """See `Algorithm.can`."""
@@ -147,8 +162,7 @@ class Ring(Algorithm):
 
     def start(self, flat: Array, op: str, number: int) -> Pending:
         """See `Algorithm.start`."""
-        segment = max(1, self._segment_bytes // flat.itemsize)
-        pieces = -(-flat.size // (segment * self._links.size)) if self._links.size > 1 else 0
+        pieces = -(-flat.size // max(1, self._piece_bytes // flat.itemsize))
 
         def wait(is_done: Callable[[], bool]) -> None:
             with self._waiting("all_reduce", number):
@@ -158,6 +172,10 @@ class Ring(Algorithm):
         for part in cut(flat.size, pieces) if pieces else []:
             self.flows.add(self._piece(flat[part], op, next(self._tags) % _TAGS), reduction.piece_done)
         self.flows.progress()
+        if self.background and self.flows.busy:
+            if self._thread is None:
+                self._thread = BackgroundProgress(self.flows)
+            self._thread.wake()
         return reduction
 
     def progress(self) -> None:
@@ -173,12 +191,43 @@ class Ring(Algorithm):
     def close(self) -> None:
         """See `Algorithm.close`."""
         self.flush()
+        if self._thread is not None:
+            self._thread.close()
+            self._thread = None
         self._buffers.clear()
 
     def _piece(self, flat: Array, op: str, tag: int) -> Flow:
-        chunk = -(-flat.size // self._links.size)
-        buffer = self._buffers.pop() if self._buffers else np.empty(self._segment_bytes + 16, np.uint8)
-        if buffer.nbytes < chunk * flat.itemsize:
-            buffer = np.empty(chunk * flat.itemsize, np.uint8)
-        yield from ring_flow(self._links, flat, op, buffer[: chunk * flat.itemsize].view(flat.dtype), tag)
+        buffer = self._buffers.pop() if self._buffers else np.empty(0, np.uint8)
+        if buffer.nbytes < flat.nbytes:
+            buffer = np.empty(max(flat.nbytes, self._piece_bytes), np.uint8)
+        yield from self._flow(flat, op, buffer[: flat.nbytes].view(flat.dtype), tag)
         self._buffers.append(buffer)
+
+
+class Ring(MessageAlgorithm):
+    """All-reduce in a ring.
+
+    Args:
+        links: between the ranks.
+        waiting: context of a wait.
+        segment_bytes: size of a message, at most; large enough that its latency doesn't count, small
+            enough that transfer and arithmetic overlap.
+        pieces_in_flight: how many pieces go round at a time.
+        background: see `MessageAlgorithm`.
+    """
+
+    name: ClassVar[str] = "ring"
+
+    def __init__(
+        self,
+        links: Links,
+        waiting: Waiting,
+        segment_bytes: int = SEGMENT_BYTES,
+        pieces_in_flight: int = PIECES_IN_FLIGHT,
+        background: bool = False,
+    ) -> None:
+        super().__init__(links, waiting, segment_bytes * links.size, pieces_in_flight, background)
+        self._links = links
+
+    def _flow(self, flat: Array, op: str, scratch: Array, tag: int) -> Flow:
+        return ring_flow(self._links, flat, op, scratch, tag)

@@ -1,17 +1,20 @@
 """The ring of messages keeps the communicators' contract, over real MPI."""
 
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from communicator_contract import CONTRACT
 
+from distopt.communicators import connect
+from distopt.communicators.mpi import make_hierarchical
+
 
 @pytest.fixture(scope="module")
 def ring(communicator):
     """The same ranks, with all_reduce in a ring."""
-    with communicator.split(0, key=-communicator.rank) as ranks:
-        ranks.prefer("ring")
+    with connect("mpi", algorithm="ring") as same, same.split(0, key=-communicator.rank) as ranks:
         yield ranks
 
 
@@ -48,20 +51,53 @@ def test_a_rank_that_waits_in_the_ring_does_not_burn_its_core(ring):
     assert (values == ring.size).all()
 
 
-def test_an_unknown_algorithm_is_refused(ring):
-    with pytest.raises(ValueError, match=r"no all_reduce algorithm 'tree'.*ring"):
-        ring.prefer("tree")
-
-
 def test_other_algorithms_may_come_in_between(communicator):
-    with communicator.split(0) as ranks:
+    with connect("mpi", algorithm="ring") as ranks:
         for turn in range(5):
             large, small = np.ones(50_000), np.ones(3)
-            ranks.prefer("ring")
+            ranks._choice._forced = "ring"
             ringed = ranks.all_reduce(large)
-            ranks.prefer("mpi")
+            ranks._choice._forced = "mpi"
             others = ranks.all_reduce(small)
             for pending in (ringed, others) if (turn + ranks.rank) % 2 else (others, ringed):
                 pending.wait()
             assert (large == ranks.size).all()
             assert (small == ranks.size).all()
+
+
+def test_the_thread_moves_messages_while_a_rank_computes(communicator):
+    with connect("mpi", algorithm="ring") as ranks:
+        (ring,) = (algorithm for algorithm in ranks._algorithms if algorithm.name == "ring")
+        ring.background = True
+        for turn in range(4):
+            buckets = [np.full(30_000, 1.0 + ranks.rank, "f4") for _ in range(6)]
+            pendings = [ranks.all_reduce(bucket) for bucket in buckets]
+            deadline = time.monotonic() + 20
+            while turn < 2 and ring.flows.busy and time.monotonic() < deadline:
+                np.dot(np.ones((64, 64)), np.ones((64, 64)))
+            if turn == 3:
+                ranks.barrier()
+            for pending, bucket in zip(pendings, buckets, strict=True):
+                assert turn >= 2 or pending.test()
+                assert (pending.wait() == ranks.size * (ranks.size + 1) / 2).all()
+                assert bucket.dtype == np.float32
+
+
+@pytest.mark.parametrize("ranks_per_host", [1, 2, 3])
+def test_within_and_between_pretended_hosts(communicator, ranks_per_host):
+    # As if every `ranks_per_host` ranks were a host; the last one may have fewer.
+    whole = communicator._mpi.Dup()
+    host = whole.Split(whole.rank // ranks_per_host, whole.rank)
+    levels, across = make_hierarchical(whole, host, lambda *_: nullcontext(), background=False)
+    rng = np.random.default_rng(whole.rank)
+    for size in (0, 1, 5, 1000, 300_001):
+        exact = np.full(size, whole.rank + 1, "i8")
+        rounded = rng.normal(size=size).astype("f4")
+        pendings = [levels.start(exact, "sum", 1), levels.start(rounded, "sum", 2)]
+        for pending in pendings:
+            pending.wait()
+        assert (exact == whole.size * (whole.size + 1) // 2).all()
+        assert len(set(whole.allgather(rounded.tobytes()))) == 1
+    levels.close()
+    for part in (host, across, whole):
+        part.Free()
