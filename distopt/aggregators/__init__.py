@@ -13,6 +13,7 @@ from distopt.aggregators.join import in_step
 from distopt.aggregators.local_sgd import LocalSGD
 from distopt.aggregators.not_finite import NotFinite, first_not_finite, locate_not_finite
 from distopt.aggregators.replicas import combine_replicas
+from distopt.aggregators.statistics import average_statistics
 from distopt.aggregators.ticket import Ticket
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "LocalSGD",
     "Pair",
     "Ticket",
+    "average_statistics",
     "broadcast_variables",
     "combine_replicas",
     "first_not_finite",
