@@ -77,6 +77,13 @@ def train(
         str | None,
         typer.Option(help="Encode gradients: fp16, int8, ef-topk:0.01 ...; see docs/codecs.md."),
     ] = None,
+    drift_check: Annotated[
+        int, typer.Option(help="Steps between checks that ranks hold the same bits; 0: none.")
+    ] = 100,
+    on_drift: Annotated[str, typer.Option(help="stop, or repair from what most ranks hold.")] = "stop",
+    shard_optimizer: Annotated[
+        bool, typer.Option("--shard-optimizer", help="Each rank keeps its part of the optimizer's slots.")
+    ] = False,
 ) -> None:
     """Train; start it with mpirun to train on several ranks.
 
@@ -106,6 +113,9 @@ def train(
             canonical=canonical,
             micro_batches=micro_batches,
             codec=codec,
+            drift_check_every=drift_check,
+            on_drift=on_drift,  # type: ignore[arg-type]  # which Settings checks
+            shard_optimizer=shard_optimizer,
         )
         if resume and output is None:
             raise ValueError("--resume needs --output, the folder of the run to go on with")
@@ -130,7 +140,9 @@ def train(
         seconds = trainer.run(progress, metrics)
         if trainer.stopped:
             where = f"; go on with --resume --output {output}" if output else ""
-            progress.say(f"stopped after step {trainer.step} because a rank was asked to{where}")
+            progress.say(
+                f"stopped after step {trainer.step} because a rank was asked to: {trainer.stop_reason}{where}"
+            )
             metrics.close()
         else:
             _finish_training(trainer, test, metrics, progress, seconds, first_step)
@@ -401,6 +413,33 @@ def bench_codecs(
             data_dir=data_dir,
         )
         bench_of_codecs.main(options, _text(json_path))
+
+
+@bench.command("canonical")
+def bench_canonical(
+    ranks: Annotated[str, typer.Option(help="Numbers of ranks, as in 2,4.")] = "2,4",
+    shards: Annotated[str, typer.Option(help="Numbers of shards to try beside that of the ranks.")] = "8",
+    global_batch: Annotated[int, typer.Option(help="Examples in a step, over all ranks.")] = 128,
+    steps: Annotated[int, typer.Option(help="Training steps in a turn.")] = 5,
+    rounds: Annotated[int, typer.Option(help="In each, everything has a turn.")] = 9,
+    largest_mib: Annotated[int, typer.Option(help="Largest array to exchange, in MiB.")] = 256,
+    device: DeviceOption = None,
+    json_path: Json = None,
+) -> None:
+    """Canonical mode beside plain training, and its exchange beside all_reduce from 4 KiB on."""
+    from distopt.bench import canonical
+
+    with _plain_errors():
+        options = canonical.Options(
+            ranks=_numbers("--ranks", ranks),
+            shards=_numbers("--shards", shards),
+            global_batch=global_batch,
+            steps=steps,
+            rounds=rounds,
+            largest_bytes=largest_mib << 20,
+            device=device,
+        )
+        canonical.main(options, _text(json_path))
 
 
 def _numbers(option: str, text: str) -> list[int]:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from distopt.aggregators import Adasum, Aggregator, AllReduce, Canonical, Compressed, Delayed, LocalSGD
+from distopt.aggregators import (
+    Adasum,
+    Aggregator,
+    AllReduce,
+    Canonical,
+    Compressed,
+    Delayed,
+    LocalSGD,
+    Sharded,
+)
 from distopt.communicators import Communicator
 from distopt.settings import Settings
 
@@ -16,6 +25,8 @@ def make_aggregator(settings: Settings, communicator: Communicator) -> Aggregato
         return Canonical(communicator, settings.canonical, "mean", bucket_bytes)
     if settings.adasum:
         return Adasum(communicator)
+    if settings.shard_optimizer:
+        return Sharded(communicator, "mean", bucket_bytes)
     if settings.codec is not None:
         plain: AllReduce = Compressed(communicator, settings.codec, "mean", bucket_bytes)
     else:

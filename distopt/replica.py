@@ -26,12 +26,15 @@ class Batch:
         labels: integers [n].
         step: number of the step, and
         first_example: index of the first example in the global batch: what dropout's choice depends on.
+        regularized: how many examples the regularisation losses of variables count for; None: its own. Where
+            several batches go through a model in a step, one can stand for all: they are equal.
     """
 
     images: Array
     labels: Array
     step: int = 0
     first_example: int = 0
+    regularized: int | None = None
 
 
 class Replica:
@@ -100,9 +103,21 @@ class Replica:
             cross_entropy = ops.sparse_softmax_cross_entropy(logits, labels=labels)
             loss = cross_entropy
             if len(batch.labels):
-                for penalty in (*layers.get_losses(), *layers.regularization_tensors()):
-                    loss = loss + penalty * float(len(batch.labels))
+                for penalty, examples in self._penalties(batch):
+                    loss = loss + penalty * float(examples)
         return tape, loss, self._ticket(cross_entropy, logits, labels)
+
+    def _penalties(self, batch: Batch) -> Iterator[tuple[Tensor, int]]:
+        """Yield the model's other losses, and how many examples each counts for."""
+        own = len(batch.labels)
+        regularized = own if batch.regularized is None else batch.regularized
+        for loss in layers.get_losses():
+            yield loss, own
+        for loss in scopes.get_collection(scopes.GraphKeys.REGULARIZATION_LOSSES):
+            if not isinstance(loss, scopes.RegularizationLoss):
+                yield loss, own  # the model's own, perhaps of the examples
+            elif regularized:
+                yield ops.regularization_loss(loss.variable, regularizer=loss.regularizer), regularized
 
     def run_update_ops(self) -> None:
         """Run what the last `forward` left in UPDATE_OPS, such as the averages of batch normalization.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 __all__ = ["Settings"]
 
@@ -33,6 +34,11 @@ class Settings:
             other, with one reduction: the activations of one piece are in memory at a time.
         codec: name of the codec that gradients are exchanged by, as `aggregators.codecs.get` reads it; None
             sends them as they are.
+        drift_check_every: steps between two checks that all ranks hold the same bits; 0 for none. With local
+            steps there are none.
+        on_drift: "stop" or "repair"; see `DriftCheck`.
+        shard_optimizer: whether each rank keeps only its part of the optimizer's slots; see
+            `aggregators.Sharded`.
 
     Raises:
         ValueError: a number is out of range.
@@ -54,14 +60,19 @@ class Settings:
     canonical: int | None = None
     micro_batches: int = 1
     codec: str | None = None
+    drift_check_every: int = 100
+    on_drift: Literal["stop", "repair"] = "stop"
+    shard_optimizer: bool = False
 
     def __post_init__(self) -> None:
         for name in ("global_batch", "log_every", "checkpoint_every", "bucket_bytes", *_COUNTS):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("steps", "seed", "prefetch", "local_start"):
+        for name in ("steps", "seed", "prefetch", "local_start", "drift_check_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.on_drift not in ("stop", "repair"):
+            raise ValueError(f"on_drift must be 'stop' or 'repair', got {self.on_drift!r}")
         if self.learning_rate is not None and not 0 <= self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be finite and not negative, got {self.learning_rate}")
         if self.local_start and self.local_steps == 1:
@@ -69,10 +80,10 @@ class Settings:
                 f"local_start={self.local_start} says when local steps begin; give local_steps too"
             )
         self._check_one_way()
-        if self.codec is not None and (self.adasum or self.canonical is not None):
+        if self.codec is not None and (self.adasum or self.shard_optimizer or self.canonical is not None):
             raise ValueError(
-                f"codec={self.codec!r} has no place beside adasum or canonical: both exchange gradients as "
-                "they are"
+                f"codec={self.codec!r} has no place beside adasum, canonical or shard_optimizer: these "
+                "exchange gradients as they are"
             )
         if self.canonical is not None and not 1 <= self.canonical <= self.global_batch:
             raise ValueError(
@@ -92,6 +103,7 @@ class Settings:
             "local_steps": self.local_steps > 1,
             "delayed": self.delayed,
             "adasum": self.adasum,
+            "shard_optimizer": self.shard_optimizer,
         }
         asked = [f"{name}={getattr(self, name)}" for name, is_asked in ways.items() if is_asked]
         if len(asked) > 1:

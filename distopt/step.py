@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,7 +23,15 @@ from distopt.settings import Settings
 from distopt.tape import Tensor
 from distopt.variables import IndexedSlices, Variable, concatenated
 
-__all__ = ["Piece", "Step", "kernels", "make_pieces"]
+__all__ = ["Batches", "Piece", "Step", "kernels", "make_pieces"]
+
+
+class Batches(Protocol):
+    """Where the input of the steps comes from, such as a `Prefetcher`."""
+
+    def get(self, step: int) -> list[Batch]:
+        """Return a step's batches, one for each piece."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,11 +42,13 @@ class Piece:
         replica: number of the rank's replica that computes it.
         examples: which of the global batch.
         shard: number of the canonical shard; None where it is none.
+        regularized: see `Batch`: of several pieces, the first stands for all.
     """
 
     replica: int
     examples: slice
     shard: int | None = None
+    regularized: int | None = None
 
 
 def make_pieces(settings: Settings, communicator: Communicator, replicas: int) -> list[Piece]:
@@ -56,10 +66,16 @@ def make_pieces(settings: Settings, communicator: Communicator, replicas: int) -
             f"at least one example for each of the {parts * settings.micro_batches}"
         )
     if settings.canonical is None:
+        owned = [shard(batch, rank * replicas + number, parts) for number in range(replicas)]
+        if settings.micro_batches == 1:
+            return [Piece(number, own) for number, own in enumerate(owned)]
         return [
-            Piece(number, slice(own.start + part.start, own.start + part.stop))
-            for number in range(replicas)
-            for own in (shard(batch, rank * replicas + number, parts),)
+            Piece(
+                number,
+                slice(own.start + part.start, own.start + part.stop),
+                regularized=0 if part.start else own.stop - own.start,
+            )
+            for number, own in enumerate(owned)
             for part in cut(own.stop - own.start, settings.micro_batches)
         ]
     if settings.canonical < parts:
@@ -70,7 +86,7 @@ def make_pieces(settings: Settings, communicator: Communicator, replicas: int) -
         )
     mine = cut(settings.canonical, ranks)[rank]
     return [
-        Piece(number, shard(batch, index, settings.canonical), index)
+        Piece(number, shard(batch, index, settings.canonical), index, 0 if index else batch)
         for number, own in enumerate(cut(mine.stop - mine.start, replicas))
         for index in range(mine.start + own.start, mine.start + own.stop)
     ]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from distopt import checkpoint
-from distopt.aggregators import Pair, Ticket
+from distopt.aggregators import Pair, Ticket, first_not_finite
 from distopt.backend import Array, Device
 from distopt.communicators import Communicator
 from distopt.data.dataset import Dataset
 from distopt.data.prefetch import Prefetcher
 from distopt.data.sampler import Sampler
+from distopt.decisions import StopSignals, failed_input, places_not_finite
+from distopt.drift import DriftCheck, replicated
 from distopt.errors import CheckpointError, CommunicatorError, NonFiniteError
 from distopt.evaluation import evaluate, load_weights
 from distopt.exchange import make_aggregator
@@ -28,7 +29,7 @@ from distopt.optimizers import ExponentialMovingAverage, LossScaleOptimizer
 from distopt.optimizers.loss_scale import all_finite
 from distopt.replica import Batch, Replica
 from distopt.settings import Settings
-from distopt.step import Step, kernels, make_pieces
+from distopt.step import Batches, Step, kernels, make_pieces
 
 __all__ = ["Settings", "Trainer"]
 
@@ -49,6 +50,8 @@ class Trainer:
     Attributes:
         step: how many steps are done.
         stopped: whether `run` ended because a rank was asked to stop.
+        stop_reason: which ranks were asked to, and why.
+        drift: the check that all ranks hold the same bits; None where there is none.
 
     Raises:
         ValueError: the global batch, or the number of canonical shards, is smaller than the number of
@@ -87,8 +90,12 @@ class Trainer:
         self._work = Step(self.replicas, self.aggregator, self.optimizer, pieces, self.clock)
         self.step = 0
         self.stopped = False
+        self.stop_reason = ""
+        # In local steps ranks go their own ways.
+        every = settings.drift_check_every if settings.local_steps == 1 else 0
+        self.drift = DriftCheck(communicator, every, settings.on_drift) if every else None
         self._sampler = Sampler(len(data.labels), settings.global_batch, settings.seed)
-        self._stop_asked = False
+        self._signals = StopSignals()
         self._agree_on_start()
         self.averages.track(self.replicas[0].variables)
 
@@ -122,17 +129,21 @@ class Trainer:
     def run(self, progress: Progress, metrics: MetricsFile) -> float:
         """Train up to `settings.steps`, or until a rank is asked to stop by SIGUSR1, SIGTERM or SIGINT.
 
+        SIGUSR1 counts as preemption in the ticket; all three end the run alike, after a whole step.
+
         Returns:
             Seconds spent in steps.
 
         Raises:
             NonFiniteError: the loss is NaN or infinite on some rank; every rank raises it, before the
                 variables are touched.
+            DriftError: the ranks no longer hold the same bits; every rank raises it.
+            CommunicatorError: the input of a rank failed; every rank raises it.
         """
         began = last_logged = time.perf_counter()
         logged_step = self.step
         with (
-            self._stop_on_signals(),
+            self._signals.listening(),
             progress,
             Prefetcher(self._make_batches, self.step, self.settings.prefetch) as batches,
         ):
@@ -145,8 +156,12 @@ class Trainer:
                     steps = self.step - logged_step
                     self._log(progress, metrics, ticket, rate, steps, now - last_logged)
                     last_logged, logged_step = now, self.step
-                if ticket.stop:
+                if self.drift is not None and self.drift.due(self.step):
+                    state = replicated(self.replicas[0].variables, self.optimizer, self.averages)
+                    self.drift.check(self.step, state)
+                if ticket.stop or ticket.preempt:
                     self.stopped = True
+                    self.stop_reason = self._signals.reasons(self.communicator)
                     break
                 if self.step % self.settings.checkpoint_every == 0 and self.step < self.settings.steps:
                     self.save_checkpoint()
@@ -154,17 +169,17 @@ class Trainer:
         self.save_checkpoint()
         return seconds
 
-    def train_step(self, batches: Prefetcher[list[Batch]]) -> Ticket:
+    def train_step(self, batches: Batches) -> Ticket:
         """Do one step; returns the totals of the global batch, the loss with regularisation included."""
         with self.replicas[0].device.activate():
             return self._train_step(batches)
 
-    def _train_step(self, batches: Prefetcher[list[Batch]]) -> Ticket:
+    def _train_step(self, batches: Batches) -> Ticket:
         clock = self.clock
         clock.start("input")
-        parts = batches.get(self.step)
+        parts, own = self._input(batches)
         penalty = self.replicas[0].regularization() if self._logs_next() else 0.0
-        pairs, own = self._work.run(parts, Ticket(stop=float(self._stop_asked)))
+        pairs, own = self._work.run(parts, own)
         clock.start("apply")
         if isinstance(self.optimizer, LossScaleOptimizer):
             pairs = self.optimizer.unscaled(pairs)
@@ -176,7 +191,18 @@ class Trainer:
         clock.start(None)
         self.step += 1
         total = self.aggregator.ticket
-        return Ticket(total.examples, total.loss / total.examples + penalty, total.correct, stop=total.stop)
+        loss = total.loss / total.examples + penalty
+        return Ticket(total.examples, loss, total.correct, stop=total.stop, preempt=total.preempt)
+
+    def _input(self, batches: Batches) -> tuple[list[Batch], Ticket]:
+        """Return this rank's part of the step, and its ticket: empty with an error where input failed."""
+        try:
+            return batches.get(self.step), self._signals.ticket()
+        except Exception as error:
+            ticket = failed_input(error, self.communicator)
+            shape = self.task.augmentation.output_shape(tuple(self.data.images.shape[1:]))  # type: ignore[arg-type]
+            nothing = Batch(np.zeros((0, *shape), np.float32), self.data.labels[:0], self.step)
+            return [nothing] * len(self._work.pieces), ticket
 
     def _apply(self, pairs: list[Pair]) -> None:
         self.optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)
@@ -196,10 +222,11 @@ class Trainer:
             images = self.task.augmentation.train(
                 self.data.images[chosen], epochs[piece.examples], chosen, self.settings.seed
             )
-            batches.append(Batch(images, self.data.labels[chosen], step, piece.examples.start))
+            labels = self.data.labels[chosen]
+            batches.append(Batch(images, labels, step, piece.examples.start, piece.regularized))
         return batches
 
-    def _check_finite(self, own: Ticket, shards: list[Batch], pairs: list[Pair]) -> bool:
+    def _check_finite(self, own: Ticket, parts: list[Batch], pairs: list[Pair]) -> bool:
         """Raise on every rank when a loss or a global gradient is not finite, and say where.
 
         Returns:
@@ -211,24 +238,33 @@ class Trainer:
             if bad and isinstance(self.optimizer, LossScaleOptimizer) and self.optimizer.dynamic:
                 return False
             if bad:
-                self._work.reject()
                 raise NonFiniteError(
                     f"the loss is finite at step {self.step + 1}, but the gradients of {', '.join(bad)} are "
-                    "not. The variables were left as they were. Lower the learning rate, or look at the data."
+                    f"not: {self._places(parts, pairs)}. The variables were left as they were. Lower the "
+                    "learning rate, or look at the data."
                 )
             return True
-        self._work.reject()
         reason = ""
         if own.not_finite:
-            wrong = sum(int(np.sum(~np.isfinite(b.images).all(axis=(1, 2, 3)))) for b in shards)
+            wrong = sum(int(np.sum(~np.isfinite(b.images).all(axis=(1, 2, 3)))) for b in parts)
             cause = f"{wrong} of its images are not finite" if wrong else "its images are finite"
             reason = f"rank {self.communicator.rank} on {self.communicator.host}: loss {own.loss}, {cause}"
         reasons = [r for r in self.communicator.all_gather_object(reason) if r]
         raise NonFiniteError(
-            f"the loss is not finite at step {self.step + 1}: {'; '.join(reasons)}. The variables were left "
-            "as they were. Lower the learning rate (now "
-            f"{self.optimizer.hyperparameter('learning_rate'):g}), clip gradients, or look at the data."
+            f"the loss is not finite at step {self.step + 1}: {'; '.join(reasons)}. In the backward pass: "
+            f"{self._places(parts, pairs) or 'all gradients are finite'}. The variables were left as they "
+            f"were. Lower the learning rate (now {self.optimizer.hyperparameter('learning_rate'):g}), clip "
+            "gradients, or look at the data."
         )
+
+    def _places(self, parts: list[Batch], pairs: list[Pair]) -> str:
+        """Return where the gradients of this step are not finite, statistics set back. Collective."""
+        self._work.reject()
+        scaling = self.optimizer if isinstance(self.optimizer, LossScaleOptimizer) else None
+        pieces = zip(self._work.pieces, parts, strict=True)
+        work = [(self.replicas[piece.replica], batch) for piece, batch in pieces]
+        scale = 1.0 if scaling is None else scaling.loss_scale
+        return places_not_finite(self.communicator, work, scale, first_not_finite(pairs))
 
     def _log(
         self,
@@ -265,26 +301,6 @@ class Trainer:
         weights = self.averages.averaged_weights() if averaged else nullcontext()
         with self.replicas[0].device.activate(), weights:
             return evaluate(self.replicas[0], self.task, data, self.communicator)
-
-    @contextmanager
-    def _stop_on_signals(self) -> Generator[None]:
-        def note(number: int, frame: Any) -> None:
-            del frame
-            if self._stop_asked and number == signal.SIGINT:
-                raise KeyboardInterrupt  # asked twice: this person does not want to wait
-            self._stop_asked = True
-
-        before: dict[int, Any] = {}
-        try:
-            for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
-                before[number] = signal.signal(number, note)
-        except ValueError:
-            before.clear()  # not the main thread (ranks as threads): signals are another's business
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _settle(self) -> None:
         """Make one model of those of all replicas of all ranks. Collective."""
@@ -339,20 +355,23 @@ class Trainer:
     def save_checkpoint(self) -> None:
         """Write weights, moving averages and slots on rank 0; nothing where there is no output folder.
 
-        Collective where the model has statistics, or the aggregator keeps something or lets ranks differ.
+        Collective where the model has statistics, the aggregator keeps something or lets ranks differ, or
+        slots are divided.
         """
         self._settle()
         kept = self.aggregator.state()
-        if self.settings.output is None or self.communicator.rank != 0:
+        writes = self.settings.output is not None and self.communicator.rank == 0
+        slots = self.optimizer.state() if writes or self.optimizer.is_divided else {}
+        if self.settings.output is None or not writes:
             return
-        arrays = self._arrays() | {f"aggregator:{name}": value for name, value in kept.items()}
+        arrays = self._arrays(slots) | {f"aggregator:{name}": value for name, value in kept.items()}
         path = checkpoint.checkpoint_path(self.settings.output, self.step)
         checkpoint.save(path, arrays, self._manifest())
         checkpoint.prune(self.settings.output, keep=2)
 
-    def _arrays(self) -> dict[str, Array]:
+    def _arrays(self, slots: dict[str, Array]) -> dict[str, Array]:
         weights = {f"weights:{name}": value for name, value in self.weights().items()}
-        return weights | {f"slots:{name}": value for name, value in self.optimizer.state().items()}
+        return weights | {f"slots:{name}": value for name, value in slots.items()}
 
     def digest(self) -> str:
         """Return a SHA-256 of all that training has made: weights, slots, averages, statistics.
@@ -360,7 +379,7 @@ class Trainer:
         In canonical mode it is the same on every rank, and on any number of ranks; and that which `distopt
         digest` tells of a checkpoint of this step.
         """
-        return checkpoint.digest_of(self._arrays())
+        return checkpoint.digest_of(self._arrays(self.optimizer.state()))
 
     def save_weights(self, **results: float) -> Path | None:
         """Write the weights with results on rank 0, for `distopt evaluate`; returns the file."""

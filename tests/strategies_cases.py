@@ -61,3 +61,77 @@ def ticket(examples, **fields):
 
 def state_of(made):
     return [variable.numpy() for variable in made]
+
+
+def local_sgd(ranks, steps, every, start, momentum):
+    """Local SGD as its authors write it down, each rank's parameters in one vector."""
+    values = np.tile(np.append(np.linspace(-1, 1, 3), 0.0), (ranks, 1))
+    velocity, seen = np.zeros((ranks, 4)), np.zeros(ranks)
+    for step in range(steps):
+        sums, counts = np.zeros((ranks, 4)), np.zeros(ranks)
+        for rank in range(ranks):
+            features, targets = batch(step, rank, ranks)
+            counts[rank] = len(targets)
+            sums[rank] = np.concatenate(gradient(values[rank, :3], values[rank, 3:], features, targets))
+        if step < start:
+            if counts.sum():
+                velocity = momentum * velocity - RATE * sums.sum(0) / counts.sum()
+                values = values + velocity
+            continue
+        for rank in np.flatnonzero(counts):
+            velocity[rank] = momentum * velocity[rank] - RATE * sums[rank] / counts[rank]
+            values[rank] += velocity[rank]
+        seen += counts
+        if (step + 1 - start) % every == 0:
+            if seen.sum():
+                values[:] = seen @ values / seen.sum()
+            seen[:] = 0
+    return values
+
+
+def delayed(ranks, steps, momentum=0.5, late=1):
+    """SGD in which step t applies the global mean gradient of step t - late, the rest after the last."""
+    value, velocity, pending, updates = np.append(np.linspace(-1, 1, 3), 0.0), np.zeros(4), [None] * late, 0
+    for step in range(steps + late):
+        sums, count = np.zeros(4), 0
+        for rank in range(ranks if step < steps else 0):
+            features, targets = batch(step, rank, ranks)
+            sums += np.concatenate(gradient(value[:3], value[3:], features, targets))
+            count += len(targets)
+        pending.append(sums / count if count else None)
+        due = pending.pop(0)
+        if due is not None:
+            velocity = momentum * velocity - RATE * due
+            value, updates = value + velocity, updates + 1
+    return value, updates
+
+
+def accumulated(ranks, updates):
+    """SGD on means over all examples of the steps of each update, in NumPy."""
+    value, velocity = np.append(np.linspace(-1, 1, 3), 0.0), np.zeros(4)
+    means_of_means = value.copy()
+    for steps in updates:
+        parts = [batch(step, rank, ranks) for step in steps for rank in range(ranks)]
+        sums = sum(np.concatenate(gradient(value[:3], value[3:], x, y)) for x, y in parts)
+        count = sum(len(y) for _, y in parts)
+        wrong = [
+            np.concatenate(gradient(means_of_means[:3], means_of_means[3:], x, y)) / max(len(y), 1)
+            for x, y in parts
+        ]
+        means_of_means = means_of_means - RATE * np.mean(wrong, 0)
+        if count:
+            velocity = 0.5 * velocity - RATE * sums / count
+            value = value + velocity
+    return value, means_of_means
+
+
+def adasum(vectors):
+    """The paper's recursion over halves, which for a power of two is the tree of neighbours."""
+    if len(vectors) == 1:
+        return vectors[0]
+    half = 1 << (len(vectors) - 1).bit_length() - 1  # an odd rest is the right part
+    a, b = adasum(vectors[:half]), adasum(vectors[half:])
+    dot, aa, bb = (a * b).sum(), (a * a).sum(), (b * b).sum()
+    if aa == 0 or bb == 0:
+        return a + b
+    return (1 - dot / (2 * aa)) * a + (1 - dot / (2 * bb)) * b

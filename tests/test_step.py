@@ -24,6 +24,12 @@ def _network(images, training):
     return layers.dense(x, 3, name="logits")
 
 
+def _without_statistics(images, training):
+    x = layers.dense(layers.flatten(images), 8, relu=True, name="hidden")
+    x = layers.dropout(x, 0.5, training=training)
+    return layers.dense(x, 3, name="logits")
+
+
 TASK = dataclasses.replace(
     training.TASK, model=_network, optimizer=lambda rate, n, batch, **options: Adam(0.01, **options)
 )
@@ -57,9 +63,14 @@ def test_plain_training_has_other_bits_on_other_numbers_of_ranks():
     assert not alone & two | alone & three | two & three
 
 
-def test_canonical_training_is_that_of_the_whole_batch_but_for_rounding():
+@pytest.mark.parametrize("model", [_without_statistics, training.network])
+def test_canonical_training_is_that_of_the_whole_batch_but_for_rounding(model):
+    # The second has a regularization loss, which must count once.
+    task = dataclasses.replace(training.TASK, model=model)
+
     def run(communicator, **settings):
-        return training.state(training.run(training.trainer(communicator, global_batch=17, **settings)))
+        made = training.trainer(communicator, 1, task, global_batch=17, **settings)
+        return training.state(training.run(made))
 
     expected = world(1, run)[0]
     for found in world(3, lambda c: run(c, canonical=7)):
@@ -278,12 +289,17 @@ def test_pieces_cover_the_global_batch_in_order_and_by_the_shards_alone():
         for options in ({"canonical": 9}, {"micro_batches": 2}, {}):
             settings = Settings(global_batch=31, steps=1, **options)
             pieces = [p for rank in range(ranks) for p in make_pieces(settings, Rank(rank, ranks), replicas)]
+            lengths = [p.examples.stop - p.examples.start for p in pieces]
+            counted = [
+                n if p.regularized is None else p.regularized for p, n in zip(pieces, lengths, strict=True)
+            ]
+            assert sum(counted) == 31
             places = [place for p in pieces for place in range(31)[p.examples]]
             assert places == list(range(31))
             assert {p.replica for p in pieces} == set(range(replicas))
             if options.get("canonical"):
                 assert [p.shard for p in pieces] == list(range(9))
-                assert [p.examples.stop - p.examples.start for p in pieces] == [4] * 4 + [3] * 5
+                assert lengths == [4] * 4 + [3] * 5
             else:
                 assert len(pieces) == ranks * replicas * options.get("micro_batches", 1)
     assert make_pieces(Settings(5, 1), Rank(1, 2), 2) == [Piece(0, slice(3, 4)), Piece(1, slice(4, 5))]

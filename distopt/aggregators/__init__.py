@@ -12,7 +12,9 @@ from distopt.aggregators.grouped import Grouped
 from distopt.aggregators.join import in_step
 from distopt.aggregators.local_sgd import LocalSGD
 from distopt.aggregators.not_finite import NotFinite, first_not_finite, locate_not_finite
+from distopt.aggregators.ownership import Division, Ownership
 from distopt.aggregators.replicas import combine_replicas
+from distopt.aggregators.sharded import Sharded
 from distopt.aggregators.statistics import average_statistics
 from distopt.aggregators.ticket import Ticket
 
@@ -28,7 +30,10 @@ __all__ = [
     "NotFinite",
     "Grouped",
     "LocalSGD",
+    "Division",
+    "Ownership",
     "Pair",
+    "Sharded",
     "Ticket",
     "average_statistics",
     "broadcast_variables",

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from distopt.aggregators.ownership import Ownership
 from distopt.aggregators.ticket import Ticket
 from distopt.backend import Array
 from distopt.communicators import Communicator
@@ -85,7 +86,11 @@ class Aggregator(ABC):
         exposed_seconds: time that the last `reduce` spent in communication calls, while nothing was
             computed: starting, polling and waiting, slower ranks included.
         wire_bytes: how much of gradients the last `reduce` gave to the communicator, encoded.
+        ownership: divides the optimizer's state among the ranks; None: every rank keeps all of it. An
+            aggregator that wraps another passes on that one's.
     """
+
+    ownership: Ownership | None = None
 
     def __init__(self) -> None:
         self.ticket = Ticket()
@@ -118,6 +123,15 @@ class Aggregator(ABC):
                 global batch need it.
         """
         return self.reduce(pairs, None if examples is None else Ticket(examples=examples))
+
+    def reduce_parts(self, pairs: Iterable[Pair], ticket: Ticket | None = None) -> list[Pair]:
+        """Return what `reduce` does; of a gradient in an arena only what this rank owns need be right.
+
+        Args:
+            pairs: as for `reduce`.
+            ticket: as for `reduce`.
+        """
+        return self.reduce(pairs, ticket)
 
     def __call__(self, pairs: Iterable[Pair]) -> list[Pair]:
         """Reduce plain pairs, as a Keras `gradient_aggregator` is called."""

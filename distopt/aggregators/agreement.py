@@ -136,7 +136,7 @@ class Agreement:
             check_same(schema, other_schema, rank, host)
 
     def _place(self) -> str:
-        """Return where this rank is: its host, and its group where that is not the world."""
+        """Return this rank's host, and its group where ranks are not those of the world."""
         label = self.communicator.label
         return self.communicator.host + ("" if label == "world" else f" in group {label}")
 

@@ -12,6 +12,7 @@ from distopt.aggregators.agreement import Agreement
 from distopt.aggregators.allreduce import AllReduce
 from distopt.aggregators.buckets import BucketReduction, SlabReduction
 from distopt.aggregators.loose import reduce_loose
+from distopt.aggregators.sparse import SparseExchange
 from distopt.aggregators.ticket import Ticket
 from distopt.aggregators.tree import Node, Partials, Tree
 from distopt.backend import Array, namespace
@@ -259,12 +260,19 @@ class Canonical(AllReduce):
     ) -> list[Pair]:
         """Reduce rows, and what lies in no arena."""
         loose = [i for i, (_, v) in enumerate(given) if v.slab is None and presence[0, i] > presence[1, i]]
-        sums: dict[int, Array] = {}
+        sums: dict[int, Any] = {}
         for dtype in sorted({given[i][1].dtype.str for i in loose}):
             members = [given[i][1] for i in loose if given[i][1].dtype.str == dtype]
             sums.update(self._sum_loose(found, members, divisor))
+        # Rows come in the order of shards from rank to rank, and those of one index are added in that order.
+        sparse = [i for i in range(len(given)) if presence[1, i]]
+        rows = SparseExchange(self.communicator, "rows")
+        for i in sparse:
+            gradient, variable = given[i]
+            sums[id(variable)] = rows.sum(gradient, variable, float(presence[2, i]), divisor)
+        self.wire_bytes += rows.wire_bytes
         others = presence.copy()
-        others[:, loose] = 0
+        others[:, loose + sparse] = 0
         reduced = reduce_loose(self.communicator, given, others, divisor, self._sum_packed)
         return [(sums.get(id(variable), gradient), variable) for gradient, variable in reduced]
 

@@ -35,11 +35,16 @@ class NotFinite:
     rank: int
     host: str
 
-    def __str__(self) -> str:
+    @property
+    def what(self) -> str:
+        """The place in words, without the rank."""
         return (
-            f"rank {self.rank} on {self.host}: the gradient of {self.variable!r} is {self.value} at element "
-            f"{list(self.index)} ({self.count} of its elements are not finite)"
+            f"the gradient of {self.variable!r} is {self.value} at element {list(self.index)} "
+            f"({self.count} of its elements are not finite)"
         )
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} on {self.host}: {self.what}"
 
 
 def locate_not_finite(pairs: Iterable[Pair], communicator: Communicator) -> list[NotFinite]:

@@ -24,7 +24,12 @@ _NEVER = 10**9
 
 
 def make_trainer(
-    communicator: Communicator, device: Device, global_batch: int, steps: int, normalize: bool = True
+    communicator: Communicator,
+    device: Device,
+    global_batch: int,
+    steps: int,
+    normalize: bool = True,
+    canonical: int | None = None,
 ) -> Trainer:
     """Return a trainer as `distopt train cifar10` makes it, on random images of CIFAR-10's shape.
 
@@ -34,9 +39,12 @@ def make_trainer(
         global_batch: examples in a step, over all ranks.
         steps: how many `Trainer.run` will do.
         normalize: with the two local response normalizations, or without.
+        canonical: number of canonical shards, if any.
     """
     model = cifar10.network if normalize else cifar10.network_without_normalization
-    settings = Settings(global_batch, steps, learning_rate=LEARNING_RATE, log_every=_NEVER)
+    settings = Settings(
+        global_batch, steps, learning_rate=LEARNING_RATE, log_every=_NEVER, canonical=canonical
+    )
     task = dataclasses.replace(cifar10.TASK, model=model)
     return Trainer(task, _random_data(max(_EXAMPLES, global_batch)), communicator, [device], settings)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from contextlib import AbstractContextManager
 from typing import ClassVar, Protocol
 
@@ -29,10 +29,12 @@ class Algorithm(ABC):
     Attributes:
         name: by which it is chosen and reported.
         takes_halves: whether it adds 16-bit floats in float32 by itself; else it is given a float32 copy.
+        backlog: what `flush` would deal with, which is only called where this is not empty.
     """
 
     name: ClassVar[str]
     takes_halves: ClassVar[bool] = False
+    backlog: Sized = ()
 
     @abstractmethod
     def can(self, flat: Array, op: str) -> bool:

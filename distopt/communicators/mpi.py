@@ -244,6 +244,7 @@ class _NonBlocking(Algorithm):
     def __init__(self, mpi: MPI.Intracomm, waiting: Waiting) -> None:
         self._mpi, self._waiting = mpi, waiting
         self._queue: collections.deque[tuple[_Reduction, Array, MPI.Op]] = collections.deque()
+        self.backlog = self._queue
         self._running: collections.deque[tuple[_Reduction, MPI.Request]] = collections.deque()
 
     def can(self, flat: Array, op: str) -> bool:
@@ -421,7 +422,7 @@ class MpiCommunicator(Communicator):
             self._algorithms.append(SharedReduce(self._steps, staged=not self._overlap or forced == "shared"))
         if self.size > self.local_size or forced == Ring.name:
             self._algorithms.append(Ring(MpiLinks(self._mpi), self._waiting))
-        self._flushes = [algorithm.flush for algorithm in self._algorithms]
+        self._queueing = list(self._algorithms)
         self._algorithms.append(_Blocking(self._mpi, self._waiting, watch, self.label, self._start_all))
         self._forced = forced
         self._choice = Choice(
@@ -564,8 +565,9 @@ class MpiCommunicator(Communicator):
 
     def _start_all(self) -> None:
         # Before a blocking call: another rank may wait for a piece that only waits in our queue.
-        for flush in self._flushes:
-            flush()
+        for algorithm in self._queueing:
+            if algorithm.backlog:
+                algorithm.flush()
 
     def _all_reduce(self, values: Array, op: str, call: Call, number: int) -> Pending:
         with self._translate_errors(call.operation, number):

@@ -11,6 +11,7 @@ on how an array is cut. 16-bit floats are added in float32 and rounded once.
 
 from __future__ import annotations
 
+import collections
 import zlib
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ from distopt.backend import Array
 from distopt.communicators.algorithm import Algorithm, Waiting
 from distopt.communicators.communicator import Done, Pending, cut, wire_dtype
 from distopt.communicators.shared_memory import SharedMemory
-from distopt.communicators.shared_turns import PART_BYTES, Turns
+from distopt.communicators.shared_turns import PART_BYTES, Backlog, Turns
 
 __all__ = [
     "BLOCK_ITEMS",
@@ -75,21 +76,19 @@ def reduce_share(
     copies = targets[1:]
 
     def work() -> None:
-        with np.errstate(all="ignore"):  # as MPI does: an infinite sum is a value, not a warning
-            for block in blocks:
-                total = block[0]
-                for other in block[1:-1]:
-                    ufunc(total, other, out=total)
-                result = block[into]
-                ufunc(total, block[-1], out=result)
-                for target in copies:
-                    block[target][...] = result
+        for block in blocks:
+            total = block[0]
+            for other in block[1:-1]:
+                ufunc(total, other, out=total)
+            result = block[into]
+            ufunc(total, block[-1], out=result)
+            for target in copies:
+                block[target][...] = result
 
     def work_of_two() -> None:
-        with np.errstate(all="ignore"):
-            for first, second in blocks:
-                ufunc(first, second, out=first)
-                second[...] = first
+        for first, second in blocks:
+            ufunc(first, second, out=first)
+            second[...] = first
 
     return work_of_two if targets == [0, 1] and len(views) == 2 else work
 
@@ -100,17 +99,16 @@ def _nothing() -> None:
 
 def _reduce_halves(blocks: list[list[Array]], ufunc: np.ufunc, targets: list[int], scratch: Array) -> Share:
     def work() -> None:
-        with np.errstate(all="ignore"):
-            for block in blocks:
-                total, addend = scratch[:, : block[0].size]
-                total[...] = block[0]
-                for other in block[1:]:
-                    addend[...] = other
-                    ufunc(total, addend, out=total)
-                result = block[targets[0]]
-                result[...] = total
-                for target in targets[1:]:
-                    block[target][...] = result
+        for block in blocks:
+            total, addend = scratch[:, : block[0].size]
+            total[...] = block[0]
+            for other in block[1:]:
+                addend[...] = other
+                ufunc(total, addend, out=total)
+            result = block[targets[0]]
+            result[...] = total
+            for target in targets[1:]:
+                block[target][...] = result
 
     return work
 
@@ -143,16 +141,16 @@ def _blocks(part: slice, length: int) -> list[slice]:
 class _Step(Pending):
     """A step under way, whose array receives the result."""
 
-    __slots__ = ("_collective", "_number", "_result", "_turns")
+    __slots__ = ("_number", "_result", "_turns")
 
-    def __init__(self, turns: Turns, number: int, collective: int, result: Array) -> None:
-        self._turns, self._number, self._collective, self._result = turns, number, collective, result
+    def __init__(self, turns: Turns, number: int, result: Array) -> None:
+        self._turns, self._number, self._result = turns, number, result
 
     def test(self) -> bool:
         return self._turns.test(self._number)
 
     def wait(self) -> Array:
-        self._turns.complete(self._number, self._collective)
+        self._turns.complete(self._number)
         return self._result
 
 
@@ -168,10 +166,12 @@ class HostSteps:
     Attributes:
         memory: see above.
         tried: whether `prepare` was called.
+        backlog: steps of which this rank has yet to do its share.
     """
 
     def __init__(self, memory: SharedMemory, waiting: Waiting) -> None:
         self.memory = memory
+        self.backlog: Backlog = collections.deque()
         self._waiting = waiting
         self._turns: Turns | None = None
         self._staging: Array | None = None
@@ -187,7 +187,7 @@ class HostSteps:
             if control is not None:
                 self._staging = self.memory.allocate(STAGING_BYTES, np.dtype(np.uint8))
             if control is not None and self._staging is not None:
-                self._turns = Turns(control, self.memory.rank, self._waiting)
+                self._turns = Turns(control, self.memory.rank, self._waiting, self.backlog)
         return self._turns is not None
 
     @property
@@ -233,9 +233,7 @@ class HostSteps:
         """
         work, token = self.plan(operation, flat, op)
         turns = self.turns
-        step = turns.submit(work, token, number)
-        turns.progress()
-        return _Step(turns, step, number, flat)
+        return _Step(turns, turns.submit(work, token, number), flat)
 
     def plan(self, operation: str, flat: Array, op: str) -> tuple[Share, int]:
         """Return what this rank does in such a collective, and the token that names it."""
@@ -267,17 +265,18 @@ class HostSteps:
 
     def progress(self) -> None:
         """Do this rank's share of what all have come to."""
-        if self._turns is not None and not self._turns.idle:
+        if self.backlog and self._turns is not None:
             self._turns.progress()
 
     def flush(self) -> None:
-        """Block until all that this rank has started is over."""
+        """Block until this rank has done its share of all that it has started."""
         if self._turns is not None:
             self._turns.flush()
 
     def close(self) -> None:
         """Finish what is under way, and let go of the memory."""
-        self.flush()
+        if self._turns is not None:
+            self._turns.finish()
         self._turns = None
         self._staging = None
         self._plans.clear()
@@ -299,6 +298,7 @@ class SharedReduce(Algorithm):
 
     def __init__(self, steps: HostSteps, staged: bool = True) -> None:
         self._steps = steps
+        self.backlog = steps.backlog
         self._staged = staged
         self._pieces: dict[tuple[str, int, int, str], tuple[list[Array], Share]] = {}
         self._slot = 0
@@ -321,9 +321,7 @@ class SharedReduce(Algorithm):
         turns = self._steps.turns
 
         def start(number: int) -> Pending:
-            step = turns.submit(work, token, number)
-            turns.progress()
-            return _Step(turns, step, number, flat)
+            return _Step(turns, turns.submit(work, token, number), flat)
 
         return start
 
@@ -353,7 +351,7 @@ class SharedReduce(Algorithm):
             views, work = self._piece(flat.dtype, piece.size, op)
             token = zlib.crc32(f"staged {flat.size} {flat.dtype.str} {op} {start}".encode())
             views[rank][...] = piece
-            turns.complete(turns.submit(work, token, number), number)
+            turns.complete(turns.submit(work, token, number))
             piece[...] = views[0]
         return Done(flat)
 

@@ -11,18 +11,21 @@ be seen by whoever sees it: x86 keeps the order of stores and of loads, elsewher
 from __future__ import annotations
 
 import collections
+import contextvars
 import os
 import platform
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
+
+import numpy as np
 
 from distopt.communicators.algorithm import Waiting
 from distopt.communicators.shared_memory import Region
 from distopt.errors import CommunicatorError
 
-__all__ = ["PART_BYTES", "Turns"]
+__all__ = ["PART_BYTES", "Backlog", "Turns"]
 
 _LINE = 16  # words of 8 bytes: two cache lines, since processors fetch neighbours in pairs
 _ARRIVED, _DONE, _TOKENS = 0, _LINE, 2 * _LINE
@@ -49,6 +52,10 @@ def _fence() -> None:
         pass
 
 
+Backlog: TypeAlias = "collections.deque[tuple[int, int, Callable[[], None]]]"
+"""Of steps: number, token, work."""
+
+
 class Turns:
     """The steps of the ranks of one host.
 
@@ -56,27 +63,30 @@ class Turns:
         region: where the counters are, with `PART_BYTES` for each rank.
         rank: number of this rank among them.
         waiting: makes the context in which this rank may block.
+        backlog: an empty queue, for the steps of which this rank has yet to do its share.
+
+    Attributes:
+        backlog: see above. Empty: no other rank waits for this one.
     """
 
-    def __init__(self, region: Region, rank: int, waiting: Waiting) -> None:
+    def __init__(self, region: Region, rank: int, waiting: Waiting, backlog: Backlog) -> None:
         self._words = [memoryview(cast("Any", part))[: part.size // 8 * 8].cast("q") for part in region.parts]
         self._own = self._words[rank]
         self._others = [words for other, words in enumerate(self._words) if other != rank]
         self._neighbours = [other for other in range(len(self._words)) if other != rank]
         self._rank = rank
         self._waiting = waiting
-        self._queue: collections.deque[tuple[int, int, Callable[[], None]]] = collections.deque()
+        self.backlog = backlog
+        # Not `np.errstate` around each: entering it takes as long as a small reduction.
+        context = contextvars.copy_context()
+        context.run(np.seterr, all="ignore")  # as MPI does: an infinite sum is a value, not a warning
+        self._quietly = context.run
         self._submitted = 0
         self._finished = 0
         self._collective = 0  # the number of the last one, for messages
 
-    @property
-    def idle(self) -> bool:
-        """Whether no step of this rank is under way."""
-        return self._finished == self._submitted
-
     def submit(self, work: Callable[[], None], token: int, collective: int) -> int:
-        """Say that this rank has come to a step; its memory is the others' from now on.
+        """Say that this rank has come to a step; its memory is the others' from now on. Moves on, too.
 
         Args:
             work: does this rank's share, when all have come.
@@ -84,29 +94,30 @@ class Turns:
             collective: its number, for messages.
 
         Returns:
-            The step's number, for `over` and `complete`.
+            The step's number, for `test` and `complete`.
         """
         number = self._submitted + 1
         if number - self._finished > _IN_FLIGHT:
-            self.complete(number - _IN_FLIGHT, collective)
+            self.complete(number - _IN_FLIGHT)
         self._submitted = number
         self._collective = collective
-        self._own[_TOKENS + number % _IN_FLIGHT] = token
-        self._queue.append((number, token, work))
+        own = self._own
+        own[_TOKENS + number % _IN_FLIGHT] = token
+        self.backlog.append((number, token, work))
         if not _ORDERED:
             _fence()
-        self._own[_ARRIVED] = number
+        own[_ARRIVED] = number
+        self.progress()
         return number
 
-    def progress(self) -> bool:
-        """Do this rank's share of all steps to which all have come; return whether there was one."""
-        queue = self._queue
-        moved = False
+    def progress(self) -> None:
+        """Do this rank's share of all steps to which all have come."""
+        queue = self.backlog
         while queue:
             number, token, work = queue[0]
             for words in self._others:
                 if words[_ARRIVED] < number:
-                    return moved
+                    return
             if not _ORDERED:
                 _fence()
             queue.popleft()
@@ -115,54 +126,55 @@ class Turns:
                 for words in self._others:
                     if words[place] != token:
                         self._raise_mismatch(place, token)
-                work()
+                self._quietly(work)
             finally:
                 if not _ORDERED:
                     _fence()
                 self._own[_DONE] = number
-            moved = True
-        return moved
-
-    def over(self, number: int) -> bool:
-        """Whether all ranks are done with a step; this rank's share must have been done."""
-        if self._finished >= number:
-            return True
-        if self._own[_DONE] < number:
-            return False
-        for words in self._others:
-            if words[_DONE] < number:
-                return False
-        if not _ORDERED:
-            _fence()
-        self._finished = number
-        return True
 
     def test(self, number: int) -> bool:
-        """Move on without blocking, and say whether a step is over."""
-        if self._queue:
-            self.progress()
-        return self.over(number)
+        """Move on without blocking, and say whether a step is over on all ranks."""
+        if self._finished < number:
+            if self.backlog:
+                self.progress()
+            for words in self._words:
+                if words[_DONE] < number:
+                    return False
+            if not _ORDERED:
+                _fence()
+            self._finished = number
+        return True
 
-    def complete(self, number: int, collective: int) -> None:
+    def complete(self, number: int) -> None:
         """Block until a step is over on all ranks."""
-        if self.test(number):
-            return
         for _ in range(_POLLS):
             if self.test(number):
                 return
-        with self._waiting("all_reduce", collective):
+        self._wait_for(lambda: self.test(number))
+
+    def flush(self) -> None:
+        """Block until this rank has done its share of all that it has started."""
+
+        def none_left() -> bool:
+            self.progress()
+            return not self.backlog
+
+        if self.backlog and not none_left():
+            self._wait_for(none_left)
+
+    def finish(self) -> None:
+        """Block until all that this rank has started is over on all ranks."""
+        self.complete(self._submitted)
+
+    def _wait_for(self, done: Callable[[], bool]) -> None:
+        with self._waiting("all_reduce", self._collective):
             yields = 0
-            while not self.test(number):
+            while not done():
                 yields += 1
                 if yields < _YIELDS:
                     os.sched_yield()
                 else:
                     time.sleep(_NAP_SECONDS)
-
-    def flush(self) -> None:
-        """Block until all steps of this rank are over on all ranks."""
-        if self._finished < self._submitted:
-            self.complete(self._submitted, self._collective)
 
     def _raise_mismatch(self, place: int, token: int) -> None:
         different = [

@@ -148,7 +148,8 @@ class Choice:
         size_bytes = max(4, min(4**exponent, LARGEST_MEASURED))
         flat = self._scratch(shared, size_bytes)
         for algorithm in self._algorithms:
-            algorithm.flush()
+            if algorithm.backlog:
+                algorithm.flush()
         starts = [algorithm.prepare(flat, "sum") for algorithm in able]
         repeats = max(1, min(_MOST_OF_A_TURN, _BYTES_OF_A_TURN // size_bytes))
         least = [math.inf] * len(able)

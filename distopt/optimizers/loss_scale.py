@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from distopt.aggregators import Pair, Ticket
+from distopt.aggregators import Ownership, Pair, Ticket
 from distopt.backend import Array, Device, namespace
 from distopt.optimizers import tf1
 from distopt.optimizers.optimizer import Optimizer
@@ -271,6 +271,29 @@ class LossScaleOptimizer(Optimizer):
     ) -> Variable:
         """See `Optimizer.add_slot`."""
         return self.inner_optimizer.add_slot(var, slot_name, initializer, shape)
+
+    @property
+    def is_divided(self) -> bool:
+        """See `Optimizer.is_divided`."""
+        return self.inner_optimizer.is_divided
+
+    def slot_bytes(self) -> int:
+        """See `Optimizer.slot_bytes`."""
+        return self.inner_optimizer.slot_bytes()
+
+    def _ownership(self) -> Ownership | None:
+        return None  # the slots are the inner optimizer's
+
+    def get_weights(self) -> list[Array]:
+        """See `Optimizer.get_weights`."""
+        return [*(weight.numpy() for weight in self._own_weights()), *self.inner_optimizer.get_weights()]
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """See `Optimizer.set_weights`."""
+        own = self._own_weights()
+        self.inner_optimizer.set_weights(weights[len(own) :])
+        for weight, value in zip(own, weights, strict=False):
+            weight.assign(value)
 
     def state(self) -> dict[str, Array]:
         """Return what a checkpoint needs: that of the inner optimizer, the scale and the counter."""

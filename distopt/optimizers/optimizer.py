@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from distopt import ops, transforms
-from distopt.aggregators import Aggregator, GradientAggregator, Pair, Ticket
+from distopt.aggregators import Aggregator, GradientAggregator, Ownership, Pair, Ticket
 from distopt.optimizers.hyperparameters import Hyperparameters, check_arguments
 from distopt.optimizers.recording import (
     check_examples,
@@ -33,6 +33,17 @@ from distopt.variables import Variable
 __all__ = ["Optimizer"]
 
 _log = logging.getLogger("distopt")
+
+_SEE_GRADIENTS = (
+    "_aggregated",
+    "_aggregate_gradients",
+    "aggregate",
+    "_transform_gradients",
+    "transform",
+    "apply",
+    "_apply",
+)
+"""What a subclass may override to look at global gradients, whole ones."""
 
 _CLIPS = ("clipvalue", "clipnorm", "global_clipnorm")
 
@@ -353,7 +364,11 @@ class Optimizer(Updates):
         pairs = grads_and_vars
         if experimental_aggregate_gradients:
             ticket = None if examples is None else Ticket(examples=examples)
-            pairs = self._aggregated(self.before_aggregation(pairs), ticket)
+            pairs = self.before_aggregation(pairs)
+            if self._needs_parts_only():
+                pairs = self.gradient_aggregator.reduce_parts(pairs, ticket)  # type: ignore[union-attr]
+            else:
+                pairs = self._aggregated(pairs, ticket)
         given = check_pairs(pairs)
         if not given:
             return self.step
@@ -366,6 +381,21 @@ class Optimizer(Updates):
         if isinstance(aggregator, Aggregator):
             aggregator.after_apply([variable for _, variable in given])
         return self.step
+
+    def _ownership(self) -> Ownership | None:
+        """Return who shares the slots: the aggregator says it."""
+        aggregator = self.gradient_aggregator
+        return aggregator.ownership if isinstance(aggregator, Aggregator) else None
+
+    def _needs_parts_only(self) -> bool:
+        """Whether nothing looks at more of the global gradients than this rank's part of the update."""
+        if self._ownership() is None or self._clips or self.gradient_transformers:
+            return False
+        if any(_overridden(self, name) for name in _SEE_GRADIENTS):
+            return False
+        self._divide()
+        division = self._slots.division
+        return division is not None and division.unit == "elements"
 
     def _read_hyperparameters(self) -> dict[str, float]:
         """Evaluate every hyperparameter for this step, `decay` worked into the learning rate."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distopt.backend import Array, Device, asnumpy
+from distopt.backend import Array, Device
 from distopt.optimizers.counter import StepCounter
 from distopt.optimizers.slots import Slots
 from distopt.variables import Variable
@@ -69,19 +69,36 @@ class State:
 
     @property
     def weights(self) -> list[Variable]:
-        """`iterations`, then everything else that is kept between steps, in the order of its creation."""
+        """`iterations`, then everything else that is kept between steps, in the order of its creation.
+
+        Of slots that are divided among ranks: what this rank has of each.
+        """
         return list(self._weights)
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether slots are divided among ranks, so that `state` and the like are collective."""
+        self._divide()
+        return self._slots.division is not None
+
+    def slot_bytes(self) -> int:
+        """Return how much memory the slots take on this rank, padding included."""
+        return self._slots.nbytes()
 
     def variables(self) -> list[Variable]:
         """Return `weights`."""
         return self.weights
 
     def get_weights(self) -> list[Array]:
-        """Return NumPy copies of `weights`."""
-        return [weight.numpy() for weight in self.weights]
+        """Return NumPy copies of `weights`, whole; collective where slots are divided among ranks."""
+        slots = self._divided_slots()
+        return [
+            self._slots.whole(*slots[id(weight)]) if id(weight) in slots else weight.numpy()
+            for weight in self.weights
+        ]
 
     def set_weights(self, weights: Sequence[Any]) -> None:
-        """Set `weights` from arrays, in the order of `get_weights`.
+        """Set `weights` from arrays, in the order of `get_weights`; this rank's part of divided ones.
 
         Raises:
             ValueError: the number of arrays or a shape is another.
@@ -93,20 +110,33 @@ class State:
                 f"{len(weights)}, but the optimizer was expecting {len(own)} weights. Slots are created by "
                 "the first update; apply gradients once before."
             )
+        slots = self._divided_slots()
         for weight, array in zip(own, weights, strict=True):
-            if weight.shape != np.shape(array):
+            shape = self._slots.shape(*slots[id(weight)]) if id(weight) in slots else weight.shape
+            if shape != np.shape(array):
                 raise ValueError(
-                    f"Optimizer weight shape {weight.shape} of {weight.name!r} not compatible with provided "
+                    f"Optimizer weight shape {shape} of {weight.name!r} not compatible with provided "
                     f"weight shape {np.shape(array)}."
                 )
         for weight, array in zip(own, weights, strict=True):
-            weight.assign(array)
+            if id(weight) in slots:
+                self._slots.assign(*slots[id(weight)], array)
+            else:
+                weight.assign(array)
+
+    def _divided_slots(self) -> dict[int, tuple[Variable, str]]:
+        """Return (variable, slot's name) by the id of the slot; empty where nothing is divided."""
+        self._divide()
+        if self._slots.division is None:
+            return {}
+        return {id(slot): (variable, name) for variable, name, slot in self._slots.items()}
 
     def get_slot(self, var: Variable, slot_name: str) -> Variable | None:
         """Return a slot of a variable, which shares memory with the optimizer.
 
         Raises:
-            KeyError: there is no such slot, or the variable had no gradient yet.
+            KeyError: there is no such slot, the variable had no gradient yet, or slots are divided among
+                ranks and this one has not all of it.
         """
         slot = self._slots.find(var, slot_name)
         if slot is None:
@@ -114,7 +144,15 @@ class State:
                 f"optimizer {self._name!r} has no slot {slot_name!r} for variable {var.name!r}: it has "
                 f"{self.get_slot_names()} for variables that have had a gradient"
             )
+        self._check_whole(var, slot_name)
         return slot
+
+    def _check_whole(self, variable: Variable, slot_name: str) -> None:
+        if self._slots.is_partial(variable, slot_name):
+            raise KeyError(
+                f"slot {slot_name!r} of variable {variable.name!r} is divided among the ranks, and this one "
+                f"has not all of it. Call {self._name}.state() on all ranks for whole slots, by name."
+            )
 
     def get_slot_names(self) -> list[str]:
         """Return the names of the slots made so far, in the order of their creation."""
@@ -123,19 +161,24 @@ class State:
     def state(self) -> dict[str, Array]:
         """Return what a checkpoint needs: "variable/slot" -> array, "iterations", other weights by name.
 
+        Slots are whole; collective where they are divided among ranks (`is_divided`), so that what is saved
+        doesn't depend on how many ranks there were.
+
         Raises:
             ValueError: two variables have the same name.
         """
         _check_names({variable for variable, _, _ in self._slots.items()})
         found = {
-            f"{variable.name}/{name}": np.array(asnumpy(slot.value))
-            for variable, name, slot in self._slots.items()
+            f"{variable.name}/{name}": self._slots.whole(variable, name)
+            for variable, name, _ in self._slots.items()
         }
         found["iterations"] = np.array(self.step, np.int64)
         return {**found, **{name: weight.numpy() for name, weight in self._other_weights().items()}}
 
     def load_state(self, state: Mapping[str, Array], variables: Iterable[Variable]) -> None:
-        """Restore what `state` gave, for variables of the same names.
+        """Restore what `state` gave, for variables of the same names; on all ranks alike.
+
+        Where slots are divided among ranks, each keeps its part.
 
         Raises:
             ValueError: a slot or "iterations" is missing or of another shape, there are slots of other
@@ -151,19 +194,24 @@ class State:
         owners = dict.fromkeys(key.rpartition("/")[0] for key in left if "/" in key)
         mine = [known[name] for name in owners if name in known]
         self._create_all_weights(mine)
-        places = {f"{v.name}/{name}": slot for v, name, slot in self._slots.items() if v.name in owners}
-        places |= self._other_weights()
+        slots = {f"{v.name}/{name}": (v, name) for v, name, _ in self._slots.items() if v.name in owners}
+        others = self._other_weights()
+        places = {key: self._slots.shape(*slot) for key, slot in slots.items()}
+        places |= {key: weight.shape for key, weight in others.items()}
         if strange := sorted(left.keys() - places.keys()):
             raise ValueError(
                 f"the saved slots {strange[:5]} belong to none of the model's variables or to "
                 f"another optimizer; this one has slots {self.get_slot_names()}"
             )
-        for name, place in places.items():
-            if name not in left or np.shape(left[name]) != place.shape:
+        for name, shape in places.items():
+            if name not in left or np.shape(left[name]) != shape:
                 found = np.shape(left[name]) if name in left else "nothing"
-                raise ValueError(f"slot {name!r} should have shape {place.shape}, found {found}")
-        for name, place in places.items():
-            place.assign(left[name])
+                raise ValueError(f"slot {name!r} should have shape {shape}, found {found}")
+        for name, slot in slots.items():
+            if name not in others:
+                self._slots.assign(*slot, left[name])
+        for name, weight in others.items():
+            weight.assign(left[name])
         self.iterations.assign(iterations)
 
     def _other_weights(self) -> dict[str, Variable]:
@@ -209,6 +257,7 @@ class State:
         found = self._slots.find(var, slot_name)
         if found is not None:
             return found
+        self._divide()
         full_name = self._slot_variable_name(var, slot_name)
         slot = self._slots.add(var, slot_name, _initial(initializer), full_name, shape)
         self._weights.append(slot)
@@ -223,6 +272,9 @@ class State:
 
     def _create_slots(self, var_list: Sequence[Variable]) -> None:
         """Make the slots of variables that have none; a hook of Keras, called before every update."""
+
+    def _divide(self) -> None:
+        """Divide the slots among ranks, where that is wanted and not done yet; on all ranks alike."""
 
 
 def _check_names(variables: Iterable[Variable]) -> None:

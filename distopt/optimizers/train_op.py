@@ -277,6 +277,7 @@ class _Pipeline(Aggregator):
         super().__init__()
         self._train_op = train_op
         self._inner = inner
+        self.ownership = inner.ownership if isinstance(inner, Aggregator) else None
         self._own = loss
         # A copy: the value may be that of a variable, which the step changes.
         self.loss: Array = loss.value.copy()

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import abc
 import inspect
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
-from distopt.aggregators import Pair
+from distopt.aggregators import Ownership, Pair
+from distopt.aggregators.ownership import Unit
 from distopt.backend import Array, namespace
 from distopt.elementwise import Rule
 from distopt.optimizers.recording import check_floating, without_repeats
@@ -33,6 +35,10 @@ ApplyState: TypeAlias = dict[tuple[Any, Any], dict[str, Any]]
 """(device, dtype) -> name -> value: what Keras' hooks get as `apply_state`."""
 
 
+_log = logging.getLogger("distopt")
+
+_BY_VARIABLE = ("_apply_runs", "_apply_one", "update_rows")
+"""Methods that may look at a whole variable where a subclass overrides them."""
 _HOOKS = ("_resource_apply_dense", "_resource_apply_sparse", "_resource_apply_sparse_duplicate_indices")
 
 
@@ -53,6 +59,7 @@ class Updates(State, abc.ABC):
     slots: Mapping[str, float | str] = {}
     sparse: Sparse = "rows"
     layerwise: ClassVar[bool] = False
+    _extra_slots: ClassVar[tuple[str, ...]] = ()  # others that are divided among ranks as `slots` are
     _slots_variable_by_variable: ClassVar[bool] = False
 
     def __init__(self, name: str) -> None:
@@ -61,6 +68,7 @@ class Updates(State, abc.ABC):
         self._used: list[str] | None = None
         self._with_slots: set[Variable] = set()
         self._settled: dict[str, Any] | None = None
+        self._undivided: Ownership | None = None
 
     # What subclasses with a rule say.
 
@@ -143,10 +151,57 @@ class Updates(State, abc.ABC):
             self._used = [name for name, array in zip(self.slots, arrays, strict=True) if array in used]
         return self._used
 
+    # Slots that are divided among ranks.
+
+    def _ownership(self) -> Ownership | None:
+        """Return who shares the slots, None for nobody."""
+        return None
+
+    def _unit(self) -> Unit | None:
+        """Return what of the slots can be given to one rank: elements, variables, or None for nothing."""
+        if any(self._overrides(hook) for hook in _HOOKS) or not self._used_slots():
+            return None
+        own = any(getattr(type(self), name) is not getattr(Updates, name) for name in _BY_VARIABLE)
+        return "variables" if self.layerwise or own else "elements"
+
+    def _divide(self) -> None:
+        ownership = self._ownership()
+        division = self._slots.division
+        if ownership is None or ownership is self._undivided:
+            return
+        if division is not None:
+            if division.ownership is not ownership:
+                raise RuntimeError(
+                    f"the slots of optimizer {self._name!r} are divided by another aggregator than the one "
+                    "it has now. To change it, take state(), make an optimizer with the new one, and "
+                    "load_state() there."
+                )
+            return
+        unit = self._unit()
+        if unit is None:
+            self._undivided = ownership
+            _log.warning(
+                "optimizer %r keeps all of its state on every rank: %s",
+                self._name,
+                "it has no slots to divide"
+                if not any(self._overrides(hook) for hook in _HOOKS)
+                else "it updates by hooks, which may use any slot of any variable",
+            )
+            return
+        names = None if unit == "variables" else {*self.slots, *self._extra_slots}
+        self._slots.divide(ownership.divide(unit), names)
+
+    def _share_values(self, variables: Sequence[Variable]) -> None:
+        """Let all ranks have what each has updated; collective where slots are divided."""
+        if self._slots.division is not None:
+            self._slots.division.share_values(variables)
+
     # Applying gradients.
 
     def apply(self, pairs: Sequence[Pair], values: Mapping[str, float] | None = None) -> None:
         """Update slots and variables by global gradients: the only place where variables change.
+
+        Collective where slots are divided among ranks (`is_divided`).
 
         Args:
             pairs: (gradient, variable), none of the gradients None.
@@ -162,24 +217,28 @@ class Updates(State, abc.ABC):
     def _apply(self, pairs: Sequence[Pair], values: Mapping[str, float]) -> None:
         checked = [(self._checked(gradient, variable), variable) for gradient, variable in pairs]
         variables = list({id(variable): variable for _, variable in checked}.values())
+        self._divide()
+        self._slots.follow(variables)
         self._create_all_weights(variables)
         apply_state = self._apply_state(variables)
         scalars = _Scalars(self, values)
         for variable in variables:
             variable.version += 1
         for group in without_repeats(checked):
-            dense = [pair for pair in group if not isinstance(pair[0], IndexedSlices)]
+            own = [pair for pair in group if self._slots.holds(pair[1])]
+            dense = [pair for pair in own if not isinstance(pair[0], IndexedSlices)]
             if self._overrides("_resource_apply_dense"):
                 for gradient, variable in dense:
                     self._call_hook(self._resource_apply_dense, apply_state, gradient, variable)
             else:
                 self._apply_runs(dense, scalars)
-            for gradient, variable in group if len(dense) < len(group) else ():
+            for gradient, variable in own if len(dense) < len(own) else ():
                 if isinstance(gradient, IndexedSlices):
                     with variable.device.activate():
                         self._apply_slices(gradient, variable, scalars, apply_state)
-            for _, variable in dense:
-                if variable.constraint is not None:
+            self._share_values([variable for _, variable in group])
+            for gradient, variable in group:
+                if variable.constraint is not None and not isinstance(gradient, IndexedSlices):
                     _constrain(variable)
         self.finish()
 
@@ -205,7 +264,7 @@ class Updates(State, abc.ABC):
     def _apply_runs(self, pairs: Sequence[Pair], scalars: _Scalars) -> None:
         names = self._used_slots()
         if not self.layerwise:
-            for run in arena_runs(pairs, self.group):
+            for run in self._slots.own_runs(arena_runs(pairs, self.group)):
                 found = self._in_order(names, self._slots.of_run(run, names))
                 own = scalars.of(run.slab.dtype, run.group)
                 with run.variables[0].device.activate():
@@ -216,13 +275,16 @@ class Updates(State, abc.ABC):
 
     def _apply_one(self, gradient: Array, variable: Variable, scalars: _Scalars) -> None:
         names = self._used_slots()
-        found = [slot.reshape(-1) for slot in self._slots.of_variable(variable, names)]
         own = scalars.of(variable.dtype, self.group(variable))
         with variable.device.activate():
             if not variable.value.flags.c_contiguous:  # one that was put there by hand
                 variable.value = namespace(variable.value).ascontiguousarray(variable.value)
-            flat = namespace(gradient).ascontiguousarray(gradient).reshape(-1)
-            self.update(variable.value.reshape(-1), flat, self._in_order(names, found), own, variable)
+            flat, value = (
+                namespace(gradient).ascontiguousarray(gradient).reshape(-1),
+                variable.value.reshape(-1),
+            )
+            for part, found in self._slots.pieces(variable, names):
+                self.update(value[part], flat[part], self._in_order(names, found), own, variable)
 
     def _in_order(self, names: Sequence[str], arrays: Sequence[Array]) -> list[Array | None]:
         """Return an array or None for each entry of `slots`."""
@@ -258,10 +320,17 @@ class Updates(State, abc.ABC):
             scalars: of the variable's group.
         """
         names = self._used_slots()
-        found = self._in_order(names, self._slots.of_variable(variable, names))
+        settings: dict[str, Any] = {**scalars, **self.settled_options()}
+        rule = self._own_rule()
         with variable.device.activate():
-            settings: dict[str, Any] = {**scalars, **self.settled_options()}
-            self._own_rule().rows(gradient.indices, variable.value, gradient.values, *found, **settings)
+            if not any(self._slots.is_partial(variable, name) for name in names):
+                found = self._in_order(names, self._slots.of_variable(variable, names))
+                rule.rows(gradient.indices, variable.value, gradient.values, *found, **settings)
+                return
+            value = variable.value.reshape(-1)
+            for part, slots in self._slots.pieces(variable, names):
+                places, values = _elements(gradient, variable, part)
+                rule.rows(places, value[part], values, *self._in_order(names, slots), **settings)
 
     def _apply_state(self, var_list: Sequence[Variable]) -> ApplyState:
         """Return what the hooks get; called when all gradients are checked and nothing has changed yet."""
@@ -357,6 +426,17 @@ class Updates(State, abc.ABC):
     @abc.abstractmethod
     def _read_hyperparameters(self) -> dict[str, float]:
         """Return every hyperparameter's value in this step."""
+
+
+def _elements(gradient: IndexedSlices, variable: Variable, part: slice) -> tuple[Array, Array]:
+    """Return what slices hold of a part of the flat variable: places in it, and values."""
+    xp = namespace(gradient.values)
+    width = variable.size // max(1, variable.shape[0])
+    rows = gradient.indices.astype(np.int64)
+    near = (rows >= part.start // width) & (rows <= (part.stop - 1) // width)
+    places = (rows[near][:, None] * width + xp.arange(width)).reshape(-1)
+    inside = (places >= part.start) & (places < part.stop)
+    return places[inside] - part.start, gradient.values[near].reshape(-1)[inside]
 
 
 def _constrain(variable: Variable) -> None:

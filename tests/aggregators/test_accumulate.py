@@ -16,25 +16,6 @@ from distopt.variables import Arena, IndexedSlices, Variable
 RANKS = [1, 2, 3, 4]
 
 
-def expected_of(ranks, updates):
-    """SGD on means over all examples of the steps of each update, in NumPy."""
-    value, velocity = np.append(np.linspace(-1, 1, 3), 0.0), np.zeros(4)
-    means_of_means = value.copy()
-    for steps in updates:
-        parts = [cases.batch(step, rank, ranks) for step in steps for rank in range(ranks)]
-        sums = sum(np.concatenate(cases.gradient(value[:3], value[3:], x, y)) for x, y in parts)
-        count = sum(len(y) for _, y in parts)
-        wrong = [
-            np.concatenate(cases.gradient(means_of_means[:3], means_of_means[3:], x, y)) / max(len(y), 1)
-            for x, y in parts
-        ]
-        means_of_means = means_of_means - cases.RATE * np.mean(wrong, 0)
-        if count:
-            velocity = 0.5 * velocity - cases.RATE * sums / count
-            value = value + velocity
-    return value, means_of_means
-
-
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 @pytest.mark.parametrize("in_arena", [True, False])
@@ -54,7 +35,7 @@ def test_an_update_is_the_mean_over_all_examples_of_all_micro_batches(ranks, n, 
         return np.concatenate(cases.state_of(made))
 
     updates = [range(first, min(first + n, steps)) for first in range(0, steps, n)]
-    expected, wrong = expected_of(ranks, updates)
+    expected, wrong = cases.accumulated(ranks, updates)
     results = world(ranks, run)
     for found in results:
         np.testing.assert_allclose(found, expected, rtol=1e-12)

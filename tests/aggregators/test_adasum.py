@@ -1,4 +1,4 @@
-"""Adasum from arithmetic and against the published recursion in NumPy; under mpirun: test_strategies_mpi.py."""
+"""Adasum from arithmetic and against the published recursion in NumPy; mpirun: test_strategies_mpi.py."""
 
 import numpy as np
 import pytest
@@ -11,18 +11,6 @@ from distopt.testing import world
 from distopt.variables import Arena, IndexedSlices, Variable
 
 RANKS = [1, 2, 3, 4]
-
-
-def adasum(vectors):
-    """The paper's recursion over halves, which for a power of two is the tree of neighbours."""
-    if len(vectors) == 1:
-        return vectors[0]
-    half = 1 << (len(vectors) - 1).bit_length() - 1  # an odd rest is the right part
-    a, b = adasum(vectors[:half]), adasum(vectors[half:])
-    dot, aa, bb = (a * b).sum(), (a * a).sum(), (b * b).sum()
-    if aa == 0 or bb == 0:
-        return a + b
-    return (1 - dot / (2 * aa)) * a + (1 - dot / (2 * bb)) * b
 
 
 def combined(ranks, gradients, in_arena=False, examples=1.0, dtype=np.float64):
@@ -94,7 +82,7 @@ def test_it_is_the_papers_recursion_for_each_variable_by_itself(ranks, in_arena,
     results = world(ranks, run)
     everyone = [gradients(rank) for rank in range(ranks)]
     for number in range(len(shapes)):
-        expected = adasum([np.float64(of_rank[number]) for of_rank in everyone])
+        expected = cases.adasum([np.float64(of_rank[number]) for of_rank in everyone])
         for found in results:
             np.testing.assert_allclose(
                 found[number], expected, rtol=1e-5 if dtype == np.float32 else 1e-12, atol=1e-6
@@ -119,8 +107,8 @@ def test_gradients_are_means_over_each_ranks_own_examples_and_a_rank_without_is_
         parts = [cases.batch(step, rank, ranks) for rank in range(ranks)]
         means = [[g / len(y) for g in cases.gradient(w, b, x, y)] for x, y in parts if len(y)]
         if means:
-            w = w - cases.RATE * adasum([of_w for of_w, _ in means])
-            b = b - cases.RATE * adasum([of_b for _, of_b in means])
+            w = w - cases.RATE * cases.adasum([of_w for of_w, _ in means])
+            b = b - cases.RATE * cases.adasum([of_b for _, of_b in means])
     for found in world(ranks, run):
         np.testing.assert_allclose(found[0], w, rtol=1e-12)
         np.testing.assert_allclose(found[1], b, rtol=1e-12)
@@ -160,7 +148,7 @@ def test_float32_dot_products_are_summed_in_float64():
     a[0] = 1 << 12
     b = np.ones_like(a)
     found = combined(2, lambda rank: b if rank else a, True, dtype=np.float32)
-    np.testing.assert_allclose(found, adasum([np.float64(a), np.float64(b)]), rtol=2e-7)
+    np.testing.assert_allclose(found, cases.adasum([np.float64(a), np.float64(b)]), rtol=2e-7)
 
 
 def test_wrong_use_is_refused():
@@ -173,7 +161,7 @@ def test_wrong_use_is_refused():
             aggregator.reduce([(w.numpy(), w)])
         with pytest.raises(ValueError, match="'w' comes twice"):
             aggregator.reduce([(w.numpy(), w), (w.numpy(), w)], Ticket(examples=1))
-        with pytest.raises(CommunicatorError, match="rank 1 on .* has other variables"):
+        with pytest.raises(CommunicatorError, match=r"rank 1 on .* has other variables"):
             aggregator.reduce([(w.numpy(), w)], Ticket(examples=1))
         return True
 

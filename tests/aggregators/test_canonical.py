@@ -157,8 +157,8 @@ def test_rows_stay_rows_in_the_order_of_shards(in_arena):
     for ranks in (1, 2, 3, 5):
         for values, indices, other in world(ranks, run):
             # Shards 0 and 3 have no rows, 2 has no gradient; 1 has one row, 4 one.
-            np.testing.assert_array_equal(values, [[2] * 3, [5] * 3])
-            np.testing.assert_array_equal(indices, [1, 0])
+            np.testing.assert_array_equal(values, [[5] * 3, [2] * 3])
+            np.testing.assert_array_equal(indices, [0, 1])
             np.testing.assert_array_equal(other, _total(lambda s: _leaf("d", s), 0, 5))
 
 

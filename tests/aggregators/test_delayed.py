@@ -21,23 +21,6 @@ RANKS = [1, 2, 3, 4]
 STEPS = 9
 
 
-def expected_of(ranks, momentum=0.5, late=1):
-    """SGD in which step t applies the global mean gradient of step t - late, the rest after the last."""
-    value, velocity, pending, updates = np.append(np.linspace(-1, 1, 3), 0.0), np.zeros(4), [None] * late, 0
-    for step in range(STEPS + late):
-        sums, count = np.zeros(4), 0
-        for rank in range(ranks if step < STEPS else 0):
-            features, targets = cases.batch(step, rank, ranks)
-            sums += np.concatenate(cases.gradient(value[:3], value[3:], features, targets))
-            count += len(targets)
-        pending.append(sums / count if count else None)
-        due = pending.pop(0)
-        if due is not None:
-            velocity = momentum * velocity - cases.RATE * due
-            value, updates = value + velocity, updates + 1
-    return value, updates
-
-
 def start(communicator, in_arena=True):
     made = cases.variables(in_arena)
     aggregator = Delayed(AllReduce(communicator))
@@ -64,13 +47,13 @@ def test_step_t_applies_the_global_gradient_of_the_step_before(ranks, in_arena):
         optimizer.apply_gradients(aggregator.flush(), experimental_aggregate_gradients=False)  # nothing
         return np.concatenate(cases.state_of(made)), optimizer.step
 
-    expected, updates = expected_of(ranks)
+    expected, updates = cases.delayed(ranks, STEPS)
     results = world(ranks, run)
     for found, steps in results:
         np.testing.assert_allclose(found, expected, rtol=1e-12)
         np.testing.assert_array_equal(found, results[0][0])
         assert steps == updates == STEPS - 1  # step 3 has no examples
-    assert abs(expected - expected_of(ranks, late=0)[0]).max() > 1e-3  # not what undelayed SGD gives
+    assert abs(expected - cases.delayed(ranks, STEPS, late=0)[0]).max() > 1e-3  # not what undelayed SGD gives
 
 
 @pytest.mark.parametrize("ranks", RANKS)

@@ -14,32 +14,6 @@ from distopt.variables import Variable
 RANKS = [1, 2, 3, 4]
 
 
-def expected_of(ranks, steps, every, start, momentum):
-    """Local SGD as its authors write it down, each rank's parameters in one vector."""
-    values = np.tile(np.append(np.linspace(-1, 1, 3), 0.0), (ranks, 1))
-    velocity, seen = np.zeros((ranks, 4)), np.zeros(ranks)
-    for step in range(steps):
-        sums, counts = np.zeros((ranks, 4)), np.zeros(ranks)
-        for rank in range(ranks):
-            features, targets = cases.batch(step, rank, ranks)
-            counts[rank] = len(targets)
-            sums[rank] = np.concatenate(cases.gradient(values[rank, :3], values[rank, 3:], features, targets))
-        if step < start:
-            if counts.sum():
-                velocity = momentum * velocity - cases.RATE * sums.sum(0) / counts.sum()
-                values = values + velocity
-            continue
-        for rank in np.flatnonzero(counts):
-            velocity[rank] = momentum * velocity[rank] - cases.RATE * sums[rank] / counts[rank]
-            values[rank] += velocity[rank]
-        seen += counts
-        if (step + 1 - start) % every == 0:
-            if seen.sum():
-                values[:] = seen @ values / seen.sum()
-            seen[:] = 0
-    return values
-
-
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize(("every", "start"), [(1, 0), (3, 0), (4, 2), (100, 0)])
 @pytest.mark.parametrize("in_arena", [True, False])
@@ -57,7 +31,7 @@ def test_it_is_the_loop_of_the_paper_with_ranks_weighted_by_their_examples(ranks
         return np.concatenate(cases.state_of(made))
 
     found = np.array(world(ranks, run))
-    np.testing.assert_allclose(found, expected_of(ranks, steps, every, start, 0.5), rtol=1e-12)
+    np.testing.assert_allclose(found, cases.local_sgd(ranks, steps, every, start, 0.5), rtol=1e-12)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import training
 
 from distopt import broadcast_variables
 from distopt.aggregators import AllReduce, Ticket, locate_not_finite
@@ -110,7 +111,7 @@ def test_ranks_that_run_out_of_data_train_as_one_process_on_the_union(communicat
         return SGD(0.05, momentum=0.9, **options)
 
     counts, rank = BATCHES[communicator.size], communicator.rank
-    for seed in range(4):
+    for seed in range(2):
         found, rounds = train(communicator, batches_of(rank, counts[rank], seed), make, arena, linear)
         with connect("local") as alone:
             expected, _ = train(alone, union(counts, seed), make, arena, linear)
@@ -127,3 +128,19 @@ def test_a_step_without_examples_is_left_out_on_all_ranks(communicator):
     optimizer.apply_gradients([(None, v) for v in variables], examples=0)
     for value, wanted in zip([v.numpy() for v in variables] + optimizer.get_weights(), before, strict=True):
         np.testing.assert_array_equal(value, wanted)
+
+
+def test_an_error_in_one_rank_s_input_raises_on_all(communicator):
+    for wrong in range(communicator.size if communicator.size > 1 else 0):
+        made = training.trainer(communicator, steps=5)
+        make = made._make_batches
+
+        def failing(step, make=make, wrong=wrong):
+            if step == 2 and communicator.rank == wrong:
+                raise OSError("file 7 is gone")
+            return make(step)
+
+        made._make_batches = failing
+        message = _refused_on_all_ranks(communicator, lambda made=made: training.run(made))
+        assert message.startswith(f"step 2 can't be done: rank {wrong} on ")
+        assert message.endswith(": its input failed: OSError: file 7 is gone")

@@ -25,6 +25,7 @@ MAKERS = {
     "Canonical": Canonical,
     "Compressed": lambda ranks: Compressed(ranks, "bf16", min_elements=1),
     "Adasum": Adasum,
+    "Sharded": Sharded,
     "LocalSGD": lambda ranks: LocalSGD(ranks, every=2),
     "Delayed": lambda ranks: Delayed(AllReduce(ranks)),
     "Accumulate": lambda ranks: Accumulate(AllReduce(ranks), 2),

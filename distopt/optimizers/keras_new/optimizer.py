@@ -49,6 +49,7 @@ class Optimizer(engine.Optimizer):
     """
 
     _has_decay: ClassVar[bool] = False
+    _extra_slots: ClassVar[tuple[str, ...]] = ("average",)
     settings = ("weight_decay", "use_ema", "ema_momentum", "ema_overwrite_frequency", "jit_compile")
 
     def __init__(
@@ -115,7 +116,7 @@ class Optimizer(engine.Optimizer):
         self._undecayed_names += var_names or ()
 
     def finalize_variable_values(self, var_list: Iterable[Variable]) -> None:
-        """Set variables to their averages, at the end of training.
+        """Set variables to their averages, at the end of training; collective where slots are divided.
 
         Raises:
             KeyError: a variable had no gradient yet.
@@ -123,10 +124,17 @@ class Optimizer(engine.Optimizer):
         """
         if not self.use_ema:
             raise RuntimeError("there are no averages of the variables: pass use_ema=True to the optimizer")
-        for variable in var_list:
-            average = self.get_slot(variable, "average")
-            assert average is not None  # get_slot raises
-            variable.value[...] = average.value
+        listed = list(var_list)
+        for variable in listed:
+            if self._slots.find(variable, "average") is None:
+                self.get_slot(variable, "average")  # raises, and says why
+            elif not self._slots.is_partial(variable, "average"):
+                (average,) = self._slots.of_variable(variable, ["average"])
+                variable.value[...] = average
+            else:
+                for part, (average,) in self._slots.pieces(variable, ["average"]):
+                    variable.value.reshape(-1)[part] = average
+        self._share_values(listed)
 
     def _create_slots(self, var_list: Sequence[Variable]) -> None:
         super()._create_slots(var_list)
@@ -154,10 +162,13 @@ class Optimizer(engine.Optimizer):
         if not self.use_ema:
             return
         for variable in self._averaged:
-            average = self.get_slot(variable, "average")
-            assert average is not None
             with variable.device.activate():
-                update_average(average.value, variable.value, 1.0 - self.ema_momentum)
+                if not self._slots.is_partial(variable, "average"):
+                    (average,) = self._slots.of_variable(variable, ["average"])
+                    update_average(average, variable.value, 1.0 - self.ema_momentum)
+                    continue
+                for part, (average,) in self._slots.pieces(variable, ["average"]):
+                    update_average(average, variable.value.reshape(-1)[part], 1.0 - self.ema_momentum)
         every = self.ema_overwrite_frequency
         if every is not None and (self.step + 1) % every == 0:
             self.finalize_variable_values(self._averaged)

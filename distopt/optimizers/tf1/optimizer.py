@@ -201,7 +201,10 @@ class Optimizer(Hooks):
 
     def get_slot(self, var: Variable, slot_name: str) -> Variable | None:
         """Return a slot of a variable, None if there is none: of another name, or without a gradient yet."""
-        return self._slots.find(var, slot_name)
+        found = self._slots.find(var, slot_name)
+        if found is not None:
+            self._check_whole(var, slot_name)
+        return found
 
     def get_slot_names(self) -> list[str]:
         """Return the names of the slots made so far, sorted."""
