@@ -13,6 +13,7 @@ from distopt.aggregators import (
     Delayed,
     Grouped,
     LocalSGD,
+    Sharded,
 )
 from distopt.errors import CommunicatorError
 from distopt.optimizers import SGD
