@@ -1,8 +1,9 @@
-"""What rank 0 shows and writes down: a progress bar or plain lines, and a file of JSON lines."""
+"""Metrics over ranks, and what rank 0 shows and writes down: a bar or plain lines, a file of JSON lines."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -10,7 +11,100 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-__all__ = ["MetricsFile", "PhaseClock", "Progress"]
+import numpy as np
+
+from distopt.backend import Array, asnumpy
+from distopt.communicators import Communicator
+from distopt.variables import value_of
+
+__all__ = ["Accuracy", "Mean", "MetricsFile", "PhaseClock", "Progress"]
+
+
+class _Average:
+    """A sum of values and their count; how they come in is the subclasses' part.
+
+    Attributes:
+        total: sum of this rank's values times their weights.
+        count: sum of their weights.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self.count = 0.0
+
+    def _add(self, values: Array, sample_weight: Any) -> None:
+        weights = asnumpy(value_of(1.0 if sample_weight is None else sample_weight))
+        try:
+            weights = np.broadcast_to(weights.astype(np.float64), values.shape)
+        except ValueError as error:
+            raise ValueError(
+                f"sample_weight of shape {weights.shape} is no weight for each of values {values.shape}"
+            ) from error
+        self.total += float((values.astype(np.float64) * weights).sum())
+        self.count += float(weights.sum())
+
+    def result(self, communicator: Communicator | None = None) -> float:
+        """Return the mean; NaN where there are no values.
+
+        Args:
+            communicator: over whose ranks, and collective then; None: over this rank's values alone.
+        """
+        sums = np.array([self.total, self.count])
+        if communicator is not None:
+            communicator.all_reduce(sums).wait()
+        return float(sums[0] / sums[1]) if sums[1] else math.nan
+
+    def reset_state(self) -> None:
+        """Begin anew."""
+        self.total = self.count = 0.0
+
+
+class Mean(_Average):
+    """A mean over the examples of all ranks, kept as (sum, count).
+
+    The mean of the ranks' means is another number wherever ranks have different numbers of examples; sums and
+    counts are summed apart, and divided once.
+
+        accuracy = Mean()
+        for batch in own_batches:                    # any number of them on each rank, also none
+            accuracy.update_state(is_right(batch))
+        print(accuracy.result(communicator))         # the same on every rank
+    """
+
+    def update_state(self, values: Any, sample_weight: Any = None) -> None:
+        """Add values.
+
+        Args:
+            values: array, Tensor or number, one value for each example; every element counts.
+            sample_weight: of each value, broadcast to their shape; 1 when None.
+
+        Raises:
+            ValueError: the weights don't broadcast to the values.
+        """
+        self._add(asnumpy(value_of(values)), sample_weight)
+
+
+class Accuracy(_Average):
+    """The share of examples whose largest logit is that of their label, kept as (sum, count)."""
+
+    def update_state(self, labels: Any, logits: Any, sample_weight: Any = None) -> None:
+        """Add examples.
+
+        Args:
+            labels: integers [n].
+            logits: or probabilities, [n, classes].
+            sample_weight: of each example; 1 when None.
+
+        Raises:
+            ValueError: shapes that don't fit.
+        """
+        right, scores = asnumpy(value_of(labels)), asnumpy(value_of(logits))
+        if scores.ndim != 2 or right.shape != scores.shape[:1]:
+            raise ValueError(
+                f"labels must be [examples] and logits [examples, classes], got {right.shape} "
+                f"and {scores.shape}"
+            )
+        self._add(scores.argmax(axis=1) == right if len(right) else right, sample_weight)
 
 
 class PhaseClock:

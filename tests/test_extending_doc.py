@@ -10,11 +10,12 @@ import pytest
 from launching import ROOT
 
 from distopt import ops
-from distopt.aggregators import AllReduce
+from distopt.aggregators import AllReduce, Compressed
+from distopt.aggregators.codecs import ErrorFeedback
 from distopt.errors import CommunicatorError
 from distopt.optimizers import SGD
 from distopt.testing import Fault, world
-from distopt.variables import Variable
+from distopt.variables import Arena, Variable
 
 PROGRAM = "import sys\n\n" + extending_page.BLOCKS["communicator"] + "\n" + extending_page.BLOCKS["start"]
 CONTRACT = """
@@ -75,7 +76,7 @@ def run(tmp_path, ranks, check, seconds=250):
     )
 
 
-@pytest.mark.parametrize("name", ["aggregator", "communicator"])
+@pytest.mark.parametrize("name", ["aggregator", "codec", "communicator"])
 def test_an_extension_has_at_most_30_lines(name):
     lines = [line for line in extending_page.BLOCKS[name].splitlines() if line.strip()]
     assert len(lines) <= 30
@@ -134,6 +135,54 @@ def test_the_aggregators_ranks_end_together(kind):
     median = extending_page.program("aggregator")["MedianOfRanks"]
     with pytest.raises(CommunicatorError, match=r"rank 1 (was killed|called)"):
         world(2, lambda ranks: nonsense_on_rank_1(ranks, median(ranks)), faults=[Fault(kind, 1, step=3)])
+
+
+def powers_of_two():
+    return extending_page.program("codec")["PowersOfTwo"]()
+
+
+def test_the_codec_keeps_signs_zeros_and_powers_of_two_and_is_off_by_a_third_at_most():
+    codec = powers_of_two()
+    exact = np.concatenate([[0.0], 2.0 ** np.arange(-89, 37), -(2.0 ** np.arange(-89, 37))]).astype("f4")
+    np.testing.assert_array_equal(codec.decode(codec.encode(exact), exact.size), exact)
+    values = np.random.default_rng(0).standard_normal(10_001).astype("f4") ** 3
+    payload = codec.encode(values)
+    assert (payload.dtype, payload.shape, codec.wire_bytes(10_001)) == (np.uint8, (10_001,), 10_001)
+    found = codec.decode(payload, values.size)
+    assert found.dtype == np.float32
+    assert (np.abs(found - values) <= np.abs(values) / 3).all()
+    assert np.abs(found - values).max() > 0.1
+    assert codec.decode(codec.encode(values[:0]), 0).shape == (0,)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_the_codec_hides_nothing_that_is_not_finite(bad):
+    codec = powers_of_two()
+    found = codec.decode(codec.encode(np.array([1.0, bad, -2.0], "f4")), 3)
+    np.testing.assert_array_equal(np.isfinite(found), [True, False, True])
+    assert codec.decode(codec.encode(np.float32([3e38, -3e38])), 2).tolist() == [2.0**36, -(2.0**36)]
+
+
+@pytest.mark.parametrize("arena", [False, True])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_the_codec_trains_with_error_feedback(ranks, arena):
+    target = np.random.default_rng(1).standard_normal(40).astype("f4")
+
+    def rank(communicator):
+        w = Variable(np.zeros(40, "f4"), name="w")
+        if arena:
+            Arena([w])
+        codec = ErrorFeedback(powers_of_two())
+        optimizer = SGD(0.1, gradient_aggregator=Compressed(communicator, codec, min_elements=1))
+        examples = [5, 0, 2][communicator.rank]
+        for _ in range(200):
+            optimizer.minimize(
+                lambda: ops.reduce_sum((w - target) ** 2) * np.float32(examples), [w], examples=examples
+            )
+        return w.numpy()
+
+    for values in world(ranks, rank):
+        np.testing.assert_allclose(values, target, atol=1e-4)
 
 
 @pytest.mark.parametrize(

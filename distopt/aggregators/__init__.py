@@ -15,6 +15,7 @@ from distopt.aggregators.not_finite import NotFinite, first_not_finite, locate_n
 from distopt.aggregators.ownership import Division, Ownership
 from distopt.aggregators.replicas import combine_replicas
 from distopt.aggregators.sharded import Sharded
+from distopt.aggregators.statistics import average_statistics
 from distopt.aggregators.ticket import Ticket
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Pair",
     "Sharded",
     "Ticket",
+    "average_statistics",
     "broadcast_variables",
     "combine_replicas",
     "first_not_finite",

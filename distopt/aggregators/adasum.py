@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from distopt.aggregators.aggregator import Aggregator, Pair
+from distopt.aggregators.aggregator import Aggregator, Pair, begin_step
 from distopt.aggregators.agreement import Agreement
 from distopt.aggregators.ticket import Ticket
 from distopt.backend import Array, namespace
@@ -78,7 +78,7 @@ class Adasum(Aggregator):
                 "Adasum divides each rank's gradient by its examples, but their number was not given: pass "
                 "examples=len(batch) to minimize or apply_gradients"
             )
-        given = sorted(pairs, key=lambda pair: pair[1].number)
+        given = sorted(begin_step(self.communicator, pairs), key=lambda pair: pair[1].number)
         for (_, variable), (_, following) in itertools.pairwise(given):
             if variable is following:
                 raise ValueError(

@@ -14,7 +14,7 @@ from distopt.backend import Array
 from distopt.communicators import Communicator
 from distopt.variables import IndexedSlices, Variable, adopted_gradient, value_of
 
-__all__ = ["Aggregator", "GradientAggregator", "Pair", "begin_step"]
+__all__ = ["Aggregator", "GradientAggregator", "Pair", "begin_step", "taken"]
 
 Pair: TypeAlias = "tuple[Any, Any]"
 """(gradient: array, IndexedSlices or None; Variable)."""
@@ -33,7 +33,16 @@ def begin_step(communicator: Communicator, pairs: Iterable[Pair]) -> Iterator[Pa
         communicator: over whose ranks the pairs will be reduced.
         pairs: what `Aggregator.reduce` was given; read one by one.
     """
-    spoiled = communicator.begin_step()
+    return taken(pairs, communicator.begin_step())
+
+
+def taken(pairs: Iterable[Pair], spoiled: bool = False) -> Iterator[Pair]:
+    """Return pairs with the gradients of other libraries as arrays, as they come; see `begin_step`.
+
+    Args:
+        pairs: what `Aggregator.reduce` was given.
+        spoiled: whether the first gradient shall have a NaN: what `Communicator.begin_step` said.
+    """
     adopted = ((adopted_gradient(gradient, variable), variable) for gradient, variable in pairs)
     return _with_nan(adopted) if spoiled else adopted
 

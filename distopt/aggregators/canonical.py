@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distopt.aggregators.aggregator import Pair
+from distopt.aggregators.aggregator import Pair, taken
 from distopt.aggregators.agreement import Agreement
 from distopt.aggregators.allreduce import AllReduce
 from distopt.aggregators.buckets import BucketReduction, SlabReduction
@@ -138,11 +138,13 @@ class Canonical(AllReduce):
         self._partials, self._leaves = {}, {}
         slabs: dict[int, SlabReduction] = {}
         expected = list(self.own_shards)
+        spoiled = self.communicator.begin_step()
         for number, pairs, part in shards:
             if not expected or number != expected.pop(0):
                 raise ValueError(_wrong_shard(number, self.own_shards, self.communicator))
             slabs = {}
-            given = self._shard(number, pairs, slabs, streaming=self._is_pair and not expected)
+            first, spoiled = spoiled, False
+            given = self._shard(number, taken(pairs, first), slabs, streaming=self._is_pair and not expected)
             found.add(number, given)
             own += part
             rows[number] = [getattr(part, name) for name in _FIELDS]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from distopt.aggregators.aggregator import Aggregator, Pair
+from distopt.aggregators.aggregator import Aggregator, Pair, taken
 from distopt.aggregators.agreement import Agreement
 from distopt.aggregators.allreduce import AllReduce
 from distopt.aggregators.saved import gradients_from_arrays, gradients_to_arrays
@@ -98,7 +98,7 @@ class Delayed(Aggregator):
         return self._of_originals(due)
 
     def _polled(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
-        for pair in pairs:
+        for pair in taken(pairs):
             yield pair
             if self.communicator is not None:
                 self.communicator.progress()  # MPI moves the last step's data only inside its calls

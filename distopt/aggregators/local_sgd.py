@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from distopt.aggregators.aggregator import Aggregator, Pair
+from distopt.aggregators.aggregator import Aggregator, Pair, begin_step
 from distopt.aggregators.agreement import Agreement
 from distopt.aggregators.allreduce import AllReduce
 from distopt.aggregators.averaging import average_over_ranks, take_over
@@ -114,7 +114,7 @@ class LocalSGD(Aggregator):
             return reduced
         self._due = (self._calls - self.start) % self.every == 0
         # Ordered, because which gradient comes when depends on which a rank has.
-        given = sorted(pairs, key=lambda pair: pair[1].number)
+        given = sorted(begin_step(self.communicator, pairs), key=lambda pair: pair[1].number)
         examples = ticket.examples  # some is known only when the pairs were pulled
         began = time.perf_counter()
         self._agree(ticket, given)
