@@ -41,6 +41,7 @@ def test_ranks_are_started_and_their_tables_printed(tmp_path, capsys):
     ("wrong", "message"),
     [
         ({"rounds": 0}, "rounds must be at least 1, got 0"),
+        ({"largest_bytes": 0}, "largest_bytes must be at least 4096, got 0"),
         ({"ranks": ()}, "ranks must be numbers from 1 on"),
         ({"global_batch": 3}, "a global batch of 3 can't be cut for 8"),
     ],
