@@ -68,6 +68,8 @@ class Options:
         for name in ("global_batch", "steps", "rounds", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.largest_bytes < 4096:
+            raise ValueError(f"largest_bytes must be at least 4096, got {self.largest_bytes}")
         if not self.ranks or min(self.ranks) < 1:
             raise ValueError(f"ranks must be numbers from 1 on, as in 2,4; got {self.ranks}")
         if self.global_batch < max(*self.ranks, *self.shards):

@@ -1,4 +1,4 @@
-"""The pieces of a step: canonical shards, micro-batches, and the models' statistics over them."""
+"""The pieces of a step (distopt/step.py): canonical shards, micro-batches, statistics over them."""
 
 import dataclasses
 import threading
