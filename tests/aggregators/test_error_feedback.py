@@ -8,7 +8,7 @@ from distopt.aggregators import AllReduce, Compressed, Ticket
 from distopt.communicators import LocalCommunicator
 from distopt.optimizers import SGD, LossScaleOptimizer
 from distopt.testing import world
-from distopt.variables import Arena, Variable
+from distopt.variables import Arena, IndexedSlices, Variable
 
 
 @pytest.mark.parametrize("name", FEEDBACK)
@@ -19,7 +19,7 @@ def test_what_arrives_over_steps_and_what_is_left_are_what_was_sent(name, in_are
 
     def run(communicator):
         variables = model(in_arena)
-        aggregator = Compressed(communicator, name, bucket_bytes=300, min_elements=4)
+        aggregator = Compressed(communicator, name, bucket_bytes=256, min_elements=4)
         arrived = [0.0] * len(variables)
         for step in range(steps):
             found = one_step(aggregator, variables, step, examples=2.0)
@@ -98,16 +98,17 @@ def test_a_step_that_is_left_out_leaves_residuals_alone(name, kind):
 
 @pytest.mark.parametrize("name", ["ef-int8:64", "ef-topk:0.2", "ef-powersgd:2"])
 @pytest.mark.parametrize("in_arena", [True, False])
-def test_what_is_left_of_a_variable_waits_until_it_has_a_gradient_again(name, in_arena):
+@pytest.mark.parametrize("rows", [True, False])
+def test_what_is_left_of_a_variable_waits_until_it_has_a_gradient_again(name, in_arena, rows):
     def run(communicator):
         variables = model(in_arena)
         aggregator = Compressed(communicator, name, min_elements=4)
         one_step(aggregator, variables, 0)
         before = aggregator.state()
         gradients = gradients_of(variables, communicator.rank, 1)
-        gradients[0] = None
+        gradients[0] = IndexedSlices(gradients[0][:2], [4, 7], (13, 11)) if rows else None
         reduced = aggregator.reduce(zip(gradients, variables, strict=True), Ticket(examples=1))
-        assert reduced[0][0] is None
+        assert isinstance(reduced[0][0], IndexedSlices) if rows else reduced[0][0] is None
         after = aggregator.state()
         mine = [key for key in before if key.endswith(":w")]
         assert mine
@@ -248,3 +249,12 @@ def test_least_squares_on_three_uneven_ranks_converges(codec, converges):
         assert errors[0] < 0.02
     else:
         assert errors[0] > 0.001
+
+
+@pytest.mark.parametrize("in_arena", [True, False])
+def test_two_variables_of_one_name_would_share_what_is_left_and_are_refused(in_arena):
+    with LocalCommunicator() as communicator:
+        variables = [*model(in_arena, {"w": (40,)}), *model(in_arena, {"w": (30,)})]
+        one_step(Compressed(communicator, "int8", min_elements=0), variables, 0)
+        with pytest.raises(ValueError, match="two variables are named 'w'"):
+            one_step(Compressed(communicator, "ef-int8", min_elements=0), variables, 0)
