@@ -137,6 +137,13 @@ class Compressed(AllReduce):
 
     def _group(self, key: tuple[int, int], variables: Sequence[Variable]) -> Group:
         if key not in self._groups:
+            members = {v.name for group in self._groups.values() for v in group.variables}
+            doubled = [v.name for v in variables if v.name in members]
+            if doubled and self._keeps:
+                raise ValueError(
+                    f"two variables are named {doubled[0]!r}; what {self.codec.name} keeps between "
+                    "steps goes by name, so give each its own"
+                )
             self._groups[key] = make_group(self.communicator, self.codec, variables, self._kept)
         return self._groups[key]
 

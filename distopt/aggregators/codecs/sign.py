@@ -16,7 +16,7 @@ class Sign(Codec):
 
     Its squared error is at most (1 - 1/length) of the block's squares (Karimireddy and others, "Error
     Feedback Fixes SignSGD", 2019), so use it with `ErrorFeedback`; alone it need not converge. Zeros count
-    as positive. A number that is not finite makes NaN of its whole block.
+    as positive. A number that is not finite makes its whole block so.
 
     Args:
         block: how many numbers share a scale, which costs four bytes.
@@ -39,7 +39,6 @@ class Sign(Codec):
         with np.errstate(invalid="ignore"):
             # In float64: the sum of large numbers must not overflow, the mean doesn't.
             means = xp.abs(rows).sum(axis=1, dtype=np.float64) / xp.asarray(blocks.sizes())
-            means += means - means  # infinity becomes NaN, which times either sign is not finite
             positive = values >= 0
         return join(means.astype(np.float32), xp.packbits(positive))
 
