@@ -8,7 +8,7 @@ import strategies_cases as cases
 import training
 
 from distopt import ops
-from distopt.aggregators import Accumulate, Adasum, AllReduce, Delayed, LocalSGD, Ticket
+from distopt.aggregators import Accumulate, Adasum, Aggregator, AllReduce, Delayed, LocalSGD, Ticket
 from distopt.communicators import connect
 from distopt.communicators.communicator import Done
 from distopt.errors import CommunicatorError
@@ -169,6 +169,44 @@ def test_a_checkpoint_holds_the_pending_gradient_also_for_other_numbers_of_ranks
         for number in range(len(whole) if before == after else 1):
             for own, expected in zip(found[number], whole[number], strict=True):
                 np.testing.assert_array_equal(own, expected)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_checkpoint_after_a_step_without_examples_has_nothing_to_apply(ranks):
+    def run(communicator):
+        made, aggregator, optimizer = start(communicator)
+        train(communicator, made, optimizer, range(4))  # step 3 has none
+        again, other, second = start(communicator)
+        for variable, value in zip(again, made, strict=True):
+            variable.assign(value.value)
+        second.load_state(optimizer.state(), again)
+        other.load_state(aggregator.state(), again)
+        for models in ((made, optimizer), (again, second)):
+            train(communicator, *models, [4])
+        return aggregator.ready, other.ready, optimizer.step, second.step
+
+    assert world(ranks, run) == [(False, False, 3, 3)] * ranks
+
+
+class InNewMemory(Aggregator):
+    """One of a user's own, which returns other arrays than it was given."""
+
+    def reduce(self, pairs, ticket=None):
+        return [(gradient * 2.0, variable) for gradient, variable in pairs]
+
+
+def test_an_aggregator_of_ones_own_may_return_new_arrays():
+    w = Variable(np.zeros(2), name="w")
+    Arena([w])
+    aggregator = Delayed(InNewMemory())
+    found = []
+    for step in range(3):
+        w.gradient[...] = step + 1
+        ((gradient, _),) = aggregator.reduce([(w.gradient, w)])
+        assert step == 0 or gradient is w.gradient
+        found.append(None if gradient is None else gradient.tolist())
+    assert found == [None, [2.0, 2.0], [4.0, 4.0]]
+    assert [g.tolist() for g, _ in aggregator.flush()] == [[6.0, 6.0]]
 
 
 def test_a_state_of_another_model_or_aggregator_is_refused():
