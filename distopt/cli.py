@@ -449,6 +449,42 @@ def _numbers(option: str, text: str) -> list[int]:
     return [int(number) for number in numbers]
 
 
+@bench.command("drift")
+def bench_drift(
+    batch: Annotated[int, typer.Option(help="Examples of each rank in a step.")] = 128,
+    rounds: Annotated[int, typer.Option(help="One step and one check in each.")] = 30,
+    every: Annotated[int, typer.Option(help="Steps between two checks.")] = 100,
+    device: DeviceOption = None,
+    json_path: Json = None,
+) -> None:
+    """The drift check beside a training step; start it with mpirun."""
+    from distopt.communicators import connect, guard
+
+    with _plain_errors(), connect() as communicator, guard(communicator):
+        from distopt.bench import drift
+
+        (chosen,) = _devices(device, communicator, 1)
+        drift.main(communicator, chosen, batch, rounds, every, _text(json_path))
+
+
+@bench.command("sparse")
+def bench_sparse(
+    rows: Annotated[int, typer.Option(help="Of the table.")] = 50_000,
+    width: Annotated[int, typer.Option(help="Numbers in a row.")] = 64,
+    rounds: Annotated[int, typer.Option(help="One exchange in each way in each.")] = 7,
+    device: DeviceOption = None,
+    json_path: Json = None,
+) -> None:
+    """Sparse gradients as rows and as a whole table; start it with mpirun."""
+    from distopt.communicators import connect, guard
+
+    with _plain_errors(), connect() as communicator, guard(communicator):
+        from distopt.bench import sparse
+
+        (chosen,) = _devices(device, communicator, 1)
+        sparse.main(communicator, chosen, rows, width, rounds, _text(json_path))
+
+
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 

@@ -7,7 +7,7 @@ that updates the listed rows only does the same.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -21,8 +21,9 @@ __all__ = ["RowsInArena", "SparseExchange", "SparseMode", "local_rows", "put_int
 
 SparseMode: TypeAlias = Literal["auto", "rows", "dense"]
 
-_MEASURED_ROWS = (16, 4096)
-_MEASURED_WIDTH = 64  # float32 each: 4 KB and 1 MB on each rank
+_MEASURED_WIDTH = 64  # float32 in a row
+_MEASURED_FEW = 16  # rows: 4 KB
+_MEASURED_MANY = (4096, 65536)  # as in the first table, within 1 MB and 16 MB
 _REPEATS = 3
 _INDEX_BYTES = 8
 
@@ -144,11 +145,11 @@ class SparseExchange:
             return self.mode
         if self.communicator.size == 1:
             return "rows"
-        if self._costs is None:
-            self._costs = self._measured(variable.device)
-        by_rows, by_table = self._costs
         size = variable.size * variable.dtype.itemsize / max(1, variable.shape[0])  # of a row
         table = variable.shape[0] * (size + variable.dtype.itemsize)
+        if self._costs is None:
+            self._costs = self._measured(variable.device, table)
+        by_rows, by_table = self._costs
         return "rows" if by_rows.of(rows * (size + _INDEX_BYTES)) <= by_table.of(table) else "dense"
 
     def _by_rows(self, gradient: IndexedSlices, shape: tuple[int, ...]) -> IndexedSlices:
@@ -171,24 +172,20 @@ class SparseExchange:
         indices = xp.flatnonzero(table[:, width]).astype(np.int64)
         return IndexedSlices(table[indices, :width].reshape(-1, *shape[1:]), indices, shape)
 
-    def _measured(self, device: Device) -> tuple[_Cost, _Cost]:
+    def _measured(self, device: Device, table_bytes: float) -> tuple[_Cost, _Cost]:
         """Measure both ways at two sizes, and agree on the slowest rank's times. Collective."""
-        with device.activate():
-            seconds: Array = np.array(
-                [
-                    self._seconds(exchange, rows, device)
-                    for exchange in (self._by_rows, self._by_table)
-                    for rows in _MEASURED_ROWS
-                ]
-            )
-        self.communicator.all_reduce(seconds, "max").wait()
-        few, many = _MEASURED_ROWS
         row = 4 * _MEASURED_WIDTH
-        received = self.communicator.size * (row + _INDEX_BYTES)
-        return (
-            _line(seconds[:2], few * received, many * received),
-            _line(seconds[2:], few * (row + 4), many * (row + 4)),
-        )
+        least, most = _MEASURED_MANY
+        sizes = _MEASURED_FEW, min(max(int(table_bytes // row), least), most)
+        # What is received is as much either way: all ranks' rows together are as many as a table has.
+        own = [max(1, rows // self.communicator.size) for rows in sizes]
+        with device.activate():
+            by_rows = [self._seconds(self._by_rows, rows, device) for rows in own]
+            by_table = [self._seconds(self._by_table, rows, device) for rows in sizes]
+        seconds: Array = np.array([*by_rows, *by_table])
+        self.communicator.all_reduce(seconds, "max").wait()
+        received = [rows * self.communicator.size * (row + _INDEX_BYTES) for rows in own]
+        return _line(seconds[:2], received), _line(seconds[2:], [rows * (row + 4) for rows in sizes])
 
     def _seconds(
         self, exchange: Callable[[IndexedSlices, tuple[int, ...]], IndexedSlices], rows: int, device: Device
@@ -207,7 +204,7 @@ class SparseExchange:
         return best
 
 
-def _line(seconds: Any, few: float, many: float) -> _Cost:
+def _line(seconds: Any, sizes: Sequence[float]) -> _Cost:
     """Return the straight line through two measurements, its numbers never negative."""
-    slope = max(0.0, float(seconds[1] - seconds[0]) / (many - few))
-    return _Cost(max(0.0, float(seconds[0]) - slope * few), slope)
+    slope = max(0.0, float(seconds[1] - seconds[0]) / (sizes[1] - sizes[0]))
+    return _Cost(max(0.0, float(seconds[0]) - slope * sizes[0]), slope)

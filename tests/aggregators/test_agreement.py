@@ -267,3 +267,18 @@ def test_broadcasting_names_the_first_other_variable_on_every_rank(kind, ranks, 
         assert message.startswith(_blamed(wrong)), message
         assert wrong == 0 or ANYWHERE[kind].removesuffix(" there").split("; ")[-1] in message
         assert "build the same model" in message.lower()
+
+
+def test_reductions_under_way_end_before_a_step_is_refused():
+    # Else they would write into the arena later, or be matched with another step's.
+    def run(communicator):
+        variables, aggregator = model(arena=True), None
+        for _ in range(2):
+            aggregator = step(communicator, variables, aggregator)
+        wrong = communicator.rank == 1
+        pairs = [(None if wrong else np.ones(v.shape, "f4"), v) for v in variables]
+        with pytest.raises(CommunicatorError):
+            aggregator.reduce(pairs, Ticket(error=float(wrong), reason="broken"))
+        return [float(v.gradient.max()) for v in variables]
+
+    assert world(3, run) == [[2.0] * 4] * 3

@@ -28,9 +28,16 @@ def _refused_on_all_ranks(communicator, function):
     return message
 
 
+def _wrong_ranks(communicator, kind="shape"):
+    """Which ranks are made to differ, one after the other: each in one case, the first and last in others."""
+    if communicator.size == 1:
+        return []
+    return range(communicator.size) if kind == "shape" else [0, communicator.size - 1]
+
+
 @pytest.mark.parametrize("kind", [*ANYWHERE, *IN_ARENA])
 def test_the_first_step_names_the_variable_and_the_rank(communicator, kind):
-    for wrong in range(communicator.size if communicator.size > 1 else 0):
+    for wrong in _wrong_ranks(communicator, kind):
         own = model(kind if communicator.rank == wrong else None, arena=True)
         message = _refused_on_all_ranks(communicator, lambda own=own: step(communicator, own))
         host = communicator.all_gather_object(communicator.host)[wrong or 1]
@@ -42,7 +49,7 @@ def test_the_first_step_names_the_variable_and_the_rank(communicator, kind):
 @pytest.mark.parametrize("kind", CONFIGURATIONS)
 def test_other_arguments_of_the_aggregator_are_named(communicator, kind):
     given, words = CONFIGURATIONS[kind]
-    for wrong in range(communicator.size if communicator.size > 1 else 0):
+    for wrong in _wrong_ranks(communicator, kind):
         own = given if communicator.rank == wrong else {}
         message = _refused_on_all_ranks(
             communicator, lambda own=own: step(communicator, model(arena=True), **own)
@@ -53,7 +60,7 @@ def test_other_arguments_of_the_aggregator_are_named(communicator, kind):
 
 @pytest.mark.parametrize("kind", ["one less", "one more", "none", "shape", "step"])
 def test_a_difference_at_a_later_step_is_found_then(communicator, kind):
-    for wrong in range(communicator.size if communicator.size > 1 else 0):
+    for wrong in _wrong_ranks(communicator, kind):
         variables, aggregator = model(arena=True), None
         for _ in range(5):
             aggregator = step(communicator, variables, aggregator)
@@ -88,7 +95,7 @@ def test_a_rank_that_can_t_do_its_step_lets_all_raise_with_its_reason(communicat
 
 
 def test_broadcasting_other_variables_is_refused_on_all_ranks(communicator):
-    for wrong in range(communicator.size if communicator.size > 1 else 0):
+    for wrong in _wrong_ranks(communicator):
         own = model("shape" if communicator.rank == wrong else None)
         message = _refused_on_all_ranks(communicator, lambda own=own: broadcast_variables(own, communicator))
         assert f"rank {wrong or 1} on " in message
@@ -131,7 +138,7 @@ def test_a_step_without_examples_is_left_out_on_all_ranks(communicator):
 
 
 def test_an_error_in_one_rank_s_input_raises_on_all(communicator):
-    for wrong in range(communicator.size if communicator.size > 1 else 0):
+    for wrong in _wrong_ranks(communicator):
         made = training.trainer(communicator, steps=5)
         make = made._make_batches
 
