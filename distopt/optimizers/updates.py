@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import abc
 import inspect
-import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -35,8 +34,6 @@ variable the listed rows only."""
 ApplyState: TypeAlias = dict[tuple[Any, Any], dict[str, Any]]
 """(device, dtype) -> name -> value: what Keras' hooks get as `apply_state`."""
 
-
-_log = logging.getLogger("distopt")
 
 _BY_VARIABLE = ("_apply_runs", "_apply_one", "update_rows")
 """Methods that may look at a whole variable where a subclass overrides them."""
@@ -181,13 +178,9 @@ class Updates(State, abc.ABC):
         unit = self._unit()
         if unit is None:
             self._undivided = ownership
-            _log.warning(
-                "optimizer %r keeps all of its state on every rank: %s",
-                self._name,
-                "it has no slots to divide"
-                if not any(self._overrides(hook) for hook in _HOOKS)
-                else "it updates by hooks, which may use any slot of any variable",
-            )
+            hooks = any(self._overrides(hook) for hook in _HOOKS)
+            reason = "it updates by hooks, which may use any slot" if hooks else "it has no slots to divide"
+            ownership.warn(f"optimizer {self._name!r} keeps all of its state on every rank: {reason}")
             return
         names = None if unit == "variables" else {*self.slots, *self._extra_slots}
         self._slots.divide(ownership.divide(unit), names)
