@@ -6,6 +6,7 @@ what the division calls its own, and calls `share_values` so that all ranks have
 
 from __future__ import annotations
 
+import logging
 import time
 import weakref
 from abc import ABC, abstractmethod
@@ -20,6 +21,8 @@ from distopt.communicators.communicator import cut
 from distopt.variables import Slab, Variable
 
 __all__ = ["ByElements", "ByVariables", "Division", "Layout", "Ownership", "Unit", "bucket_slices"]
+
+_log = logging.getLogger("distopt")
 
 Unit: TypeAlias = Literal["elements", "variables"]
 """What is never divided: an element, for rules that take each by itself, or a whole variable."""
@@ -82,6 +85,11 @@ class Ownership:
         self.gather_seconds = 0.0
         self.loads = [0] * communicator.size
         self.owners: weakref.WeakKeyDictionary[Variable, int] = weakref.WeakKeyDictionary()
+
+    def warn(self, message: str) -> None:
+        """Log a warning, once for all ranks."""
+        if self.communicator.rank == 0:
+            _log.warning("%s", message)
 
     def divide(self, unit: Unit) -> Division:
         """Return the division for an optimizer whose rule takes elements, or whole variables."""

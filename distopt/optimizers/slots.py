@@ -10,9 +10,9 @@ import numpy as np
 
 from distopt.aggregators import Division, Pair
 from distopt.backend import Array, asnumpy, namespace
-from distopt.variables import Slab, Variable, dense_gradient
+from distopt.variables import IndexedSlices, Slab, Variable, dense_gradient
 
-__all__ = ["Run", "Slots", "arena_runs"]
+__all__ = ["Run", "Slots", "arena_runs", "elements_of"]
 
 
 @dataclass
@@ -76,6 +76,23 @@ def arena_runs(
                 last = Run(slab, variable.start, slab.end(variable), [variable], own)
                 runs.append(last)
     return runs
+
+
+def elements_of(gradient: IndexedSlices, variable: Variable, part: slice) -> tuple[Array, Array]:
+    """Return what slices hold of a part of the flat variable: places in the part, and values.
+
+    Args:
+        gradient: rows of a table.
+        variable: the table.
+        part: of the flat variable, not empty.
+    """
+    xp = namespace(gradient.values)
+    width = variable.size // max(1, variable.shape[0])
+    rows = gradient.indices.astype(np.int64)
+    near = (rows >= part.start // width) & (rows <= (part.stop - 1) // width)
+    places = (rows[near][:, None] * width + xp.arange(width)).reshape(-1)
+    inside = (places >= part.start) & (places < part.stop)
+    return places[inside] - part.start, gradient.values[near].reshape(-1)[inside]
 
 
 class Slots:

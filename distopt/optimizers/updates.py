@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import abc
 import inspect
-import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -20,7 +19,8 @@ from distopt.aggregators.ownership import Unit
 from distopt.backend import Array, namespace
 from distopt.elementwise import Rule
 from distopt.optimizers.recording import check_floating, without_repeats
-from distopt.optimizers.slots import arena_runs
+from distopt.optimizers.scalars import Scalars
+from distopt.optimizers.slots import arena_runs, elements_of
 from distopt.optimizers.state import State
 from distopt.variables import IndexedSlices, Variable, dense_gradient, value_of
 
@@ -34,8 +34,6 @@ variable the listed rows only."""
 ApplyState: TypeAlias = dict[tuple[Any, Any], dict[str, Any]]
 """(device, dtype) -> name -> value: what Keras' hooks get as `apply_state`."""
 
-
-_log = logging.getLogger("distopt")
 
 _BY_VARIABLE = ("_apply_runs", "_apply_one", "update_rows")
 """Methods that may look at a whole variable where a subclass overrides them."""
@@ -180,13 +178,9 @@ class Updates(State, abc.ABC):
         unit = self._unit()
         if unit is None:
             self._undivided = ownership
-            _log.warning(
-                "optimizer %r keeps all of its state on every rank: %s",
-                self._name,
-                "it has no slots to divide"
-                if not any(self._overrides(hook) for hook in _HOOKS)
-                else "it updates by hooks, which may use any slot of any variable",
-            )
+            hooks = any(self._overrides(hook) for hook in _HOOKS)
+            reason = "it updates by hooks, which may use any slot" if hooks else "it has no slots to divide"
+            ownership.warn(f"optimizer {self._name!r} keeps all of its state on every rank: {reason}")
             return
         names = None if unit == "variables" else {*self.slots, *self._extra_slots}
         self._slots.divide(ownership.divide(unit), names)
@@ -221,7 +215,7 @@ class Updates(State, abc.ABC):
         self._slots.follow(variables)
         self._create_all_weights(variables)
         apply_state = self._apply_state(variables)
-        scalars = _Scalars(self, values)
+        scalars = Scalars(self, values)
         for variable in variables:
             variable.version += 1
         for group in without_repeats(checked):
@@ -261,7 +255,7 @@ class Updates(State, abc.ABC):
         values = dense_gradient(gradient.values, variable, gradient.values.shape)
         return IndexedSlices(values, variable.device.asarray(gradient.indices), variable.shape)
 
-    def _apply_runs(self, pairs: Sequence[Pair], scalars: _Scalars) -> None:
+    def _apply_runs(self, pairs: Sequence[Pair], scalars: Scalars) -> None:
         names = self._used_slots()
         if not self.layerwise:
             for run in self._slots.own_runs(arena_runs(pairs, self.group)):
@@ -273,7 +267,7 @@ class Updates(State, abc.ABC):
             if self.layerwise or variable.slab is None:
                 self._apply_one(gradient, variable, scalars)
 
-    def _apply_one(self, gradient: Array, variable: Variable, scalars: _Scalars) -> None:
+    def _apply_one(self, gradient: Array, variable: Variable, scalars: Scalars) -> None:
         names = self._used_slots()
         own = scalars.of(variable.dtype, self.group(variable))
         with variable.device.activate():
@@ -292,7 +286,7 @@ class Updates(State, abc.ABC):
         return [found.get(name) for name in self.slots]
 
     def _apply_slices(
-        self, gradient: IndexedSlices, variable: Variable, scalars: _Scalars, apply_state: ApplyState
+        self, gradient: IndexedSlices, variable: Variable, scalars: Scalars, apply_state: ApplyState
     ) -> None:
         if self._overrides("_resource_apply_sparse") or self._overrides(
             "_resource_apply_sparse_duplicate_indices"
@@ -329,7 +323,7 @@ class Updates(State, abc.ABC):
                 return
             value = variable.value.reshape(-1)
             for part, slots in self._slots.pieces(variable, names):
-                places, values = _elements(gradient, variable, part)
+                places, values = elements_of(gradient, variable, part)
                 rule.rows(places, value[part], values, *self._in_order(names, slots), **settings)
 
     def _apply_state(self, var_list: Sequence[Variable]) -> ApplyState:
@@ -377,7 +371,7 @@ class Updates(State, abc.ABC):
         """
         del apply_state
         self._own_rule()
-        self._apply_one(grad, var, _Scalars(self, self._values or self._read_hyperparameters()))
+        self._apply_one(grad, var, Scalars(self, self._values or self._read_hyperparameters()))
 
     def _resource_apply_sparse(
         self, grad: Array, var: Variable, indices: Array, apply_state: ApplyState | None = None
@@ -395,7 +389,7 @@ class Updates(State, abc.ABC):
         """
         del apply_state
         self._own_rule()
-        scalars = _Scalars(self, self._values or self._read_hyperparameters())
+        scalars = Scalars(self, self._values or self._read_hyperparameters())
         own = scalars.of(var.dtype, self.group(var))
         self.update_rows(IndexedSlices(grad, indices, var.shape), var, own)
 
@@ -428,17 +422,6 @@ class Updates(State, abc.ABC):
         """Return every hyperparameter's value in this step."""
 
 
-def _elements(gradient: IndexedSlices, variable: Variable, part: slice) -> tuple[Array, Array]:
-    """Return what slices hold of a part of the flat variable: places in it, and values."""
-    xp = namespace(gradient.values)
-    width = variable.size // max(1, variable.shape[0])
-    rows = gradient.indices.astype(np.int64)
-    near = (rows >= part.start // width) & (rows <= (part.stop - 1) // width)
-    places = (rows[near][:, None] * width + xp.arange(width)).reshape(-1)
-    inside = (places >= part.start) & (places < part.stop)
-    return places[inside] - part.start, gradient.values[near].reshape(-1)[inside]
-
-
 def _constrain(variable: Variable) -> None:
     assert variable.constraint is not None
     with variable.device.activate():
@@ -449,24 +432,3 @@ def _constrain(variable: Variable) -> None:
                 f"{variable.shape}; a constraint gives a value of the same shape"
             )
         variable.value[...] = value
-
-
-class _Scalars:
-    """The rule's scalars in one step, by dtype and group."""
-
-    def __init__(self, optimizer: Updates, values: Mapping[str, float]) -> None:
-        self._optimizer = optimizer
-        self._values = values
-        self._found: dict[tuple[Any, Hashable], dict[str, float]] = {}
-
-    def of(self, dtype: np.dtype[Any], group: Hashable) -> dict[str, float]:
-        """Return the scalars for variables of a dtype and group."""
-        key = dtype, group
-        if key not in self._found:
-            optimizer = self._optimizer
-            rounded = dict(self._values)
-            if dtype != np.float64:
-                rounded = {name: float(np.float32(value)) for name, value in rounded.items()}
-            scalars = optimizer.scalars(rounded, optimizer.step)
-            self._found[key] = optimizer.grouped(scalars, group)
-        return self._found[key]
