@@ -56,7 +56,7 @@ from distopt.communicators.tuning import Choice
 from distopt.communicators.watchdog import Note, Wait, Watchdog
 from distopt.errors import CommunicatorError
 
-__all__ = ["MpiCommunicator", "library_name", "world_size"]
+__all__ = ["MpiCommunicator", "library_name", "raw_all_reduce", "world_size"]
 
 _log = logging.getLogger("distopt")
 
@@ -84,6 +84,18 @@ def library_name() -> str:
     """Return the MPI library's name and version, as in "Open MPI 5.0.11"."""
     vendor, version = MPI.get_vendor()
     return f"{vendor} {'.'.join(map(str, version))}"
+
+
+def raw_all_reduce(communicator: Communicator, values: Array) -> Callable[[], None]:
+    """Return one plain call of MPI_Allreduce, in place, as a program without distopt has it; to compare with.
+
+    Raises:
+        TypeError: it is no communicator over MPI.
+    """
+    if not isinstance(communicator, MpiCommunicator):
+        raise TypeError(f"only a communicator over MPI can make MPI's own calls, got {communicator!r}")
+    mpi = communicator._mpi  # pyright: ignore[reportPrivateUsage]
+    return lambda: mpi.Allreduce(MPI.IN_PLACE, values)
 
 
 def world_size() -> int:
