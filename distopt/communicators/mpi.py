@@ -446,6 +446,7 @@ class MpiCommunicator(Communicator):
 
     def _scratch(self, shared: bool, size_bytes: int) -> Array:
         if shared:
+            self._mpi.Barrier()  # another rank may be copying out of it
             memory = self._steps.staging[:size_bytes].view(np.float32)
             memory[...] = 0
             return memory

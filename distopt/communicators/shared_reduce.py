@@ -176,6 +176,7 @@ class HostSteps:
         self._turns: Turns | None = None
         self._staging: Array | None = None
         self._scratch: Array | None = None
+        self._slot = 0
         self.tried = False
         self._plans: dict[tuple[Any, ...], tuple[Share, int]] = {}
 
@@ -206,6 +207,11 @@ class HostSteps:
         """This rank's part of the staging memory, bytes [`STAGING_BYTES`]: also to measure in."""
         assert self._staging is not None, "prepare() goes first"
         return self._staging
+
+    def take_slot(self) -> int:
+        """Return which slot of the staging memory is next."""
+        self._slot = 1 - self._slot
+        return self._slot
 
     @property
     def scratch(self) -> Array:
@@ -301,7 +307,6 @@ class SharedReduce(Algorithm):
         self.backlog = steps.backlog
         self._staged = staged
         self._pieces: dict[tuple[str, int, int, str], tuple[list[Array], Share]] = {}
-        self._slot = 0
 
     def can(self, flat: Array, op: str) -> bool:
         """See `Algorithm.can`."""
@@ -356,11 +361,11 @@ class SharedReduce(Algorithm):
         return Done(flat)
 
     def _piece(self, dtype: np.dtype[Any], length: int, op: str) -> tuple[list[Array], Share]:
-        self._slot = 1 - self._slot
-        key = (dtype.str, length, self._slot, op)
+        slot = self._steps.take_slot()
+        key = (dtype.str, length, slot, op)
         found = self._pieces.get(key)
         if found is None:
-            begin, bytes_ = self._slot * _SLOT_BYTES, length * dtype.itemsize
+            begin, bytes_ = slot * _SLOT_BYTES, length * dtype.itemsize
             views = self._steps.memory.views(self._steps.staging[begin : begin + bytes_].view(dtype))
             assert views is not None  # staging is shared memory
             part = cut(length, len(views))[self._steps.memory.rank]
