@@ -385,6 +385,7 @@ class MpiCommunicator(Communicator):
             f"{'non-blocking' if self._overlap else 'blocking'} all_reduce",
         )
         self._process_id = os.getpid()
+        self._careful = self._checked  # or closed: each start of a prepared collective is looked at
 
     def _check_algorithm(self, algorithm: str | None) -> None:
         everyone = self._mpi.allgather(algorithm)
@@ -489,6 +490,7 @@ class MpiCommunicator(Communicator):
             algorithm.close()
         self._steps.close()
         super().close()
+        self._careful = True
         if self._watchdog is not None and self._notes_mpi is not None:
             self._watchdog.leave()
             self._notes_mpi.Free()
@@ -500,16 +502,15 @@ class MpiCommunicator(Communicator):
         self._check_reduction("all_reduce", values, op)
         call = Call("all_reduce", op, tuple(values.shape), str(values.dtype))
         begin: Callable[[int], Pending] | None = None
-        counts = self.calls
 
         def start() -> Pending:
             nonlocal begin
-            if begin is None or self._closed or self._checked:
+            if begin is None or self._careful:
                 number = self._begin(call)
                 begin = begin or self._prepared(values, op, number)
-            else:  # what `_begin` does then
+            else:  # what `_begin` does then, in as little time
                 number = self.sequence = self.sequence + 1
-                counts["all_reduce"] += 1
+                self._prepared_starts += 1
             try:
                 return begin(number)
             except MPI.Exception as error:
