@@ -358,6 +358,27 @@ def bench_scaling(
         scaling.main(options, _text(json_path), _text(plot))
 
 
+@bench.command("allreduce")
+def bench_allreduce(
+    ranks: Annotated[int, typer.Option(help="How many mpirun starts; without effect under mpirun.")] = 2,
+    sizes: Annotated[
+        str, typer.Option(help="Bytes, by factors of 4 as in 4..256M, or as in 4,1K; or none.")
+    ] = ("4..256M"),
+    repeats: Annotated[int, typer.Option(help="Rounds; in each, every competitor has a turn.")] = 15,
+    peer: Annotated[bool, typer.Option("--peer", help="Measure PyTorch's gloo too.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="resnet50: reduce its gradients, too, as a training step does.")
+    ] = None,
+    json_path: Json = None,
+) -> None:
+    """all_reduce of 4 B to 256 MB on ranks of this machine: ours beside raw MPI, as nccl-tests prints it."""
+    from distopt.bench import allreduce
+
+    with _plain_errors():
+        chosen = [] if sizes == "none" else allreduce.parse_sizes(sizes)
+        allreduce.main(allreduce.Options(ranks, chosen, repeats, peer, model), _text(json_path))
+
+
 @bench.command("convergence")
 def bench_convergence(
     seeds: Annotated[str, typer.Option(help="One training for each, as in 0,1,2.")] = "0,1,2",

@@ -145,7 +145,6 @@ class Communicator(ABC):
         label: name of the group: "world", or its parent's with what `split` added; equal on all
             ranks.
         sequence: number of collectives that were started on it.
-        calls: how often each collective was called on this rank, by name.
         steps: number of training steps that were begun on it.
         processes: whether a rank is a process of its own, that `abort` can end.
     """
@@ -172,12 +171,20 @@ class Communicator(ABC):
         self.label = label
         self.description = description
         self.sequence = 0
-        self.calls: collections.Counter[str] = collections.Counter()
         self.steps = 0
+        self._calls: collections.Counter[str] = collections.Counter()
+        self._prepared_starts = 0  # of all_reduce, not yet counted among the calls
         self._closed = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.label}: {self.where}>"
+
+    @property
+    def calls(self) -> collections.Counter[str]:
+        """How often each collective was called on this rank, by name."""
+        self._calls["all_reduce"] += self._prepared_starts
+        self._prepared_starts = 0
+        return self._calls
 
     @property
     def where(self) -> str:
@@ -455,7 +462,7 @@ class Communicator(ABC):
                 "Close it after its last use."
             )
         self.sequence += 1
-        self.calls[call.operation] += 1
+        self._calls[call.operation] += 1
         return self.sequence
 
     def _check_array(self, operation: str, values: Any, writable: bool) -> None:

@@ -58,7 +58,7 @@ from distopt.communicators.tuning import Choice
 from distopt.communicators.watchdog import Note, Wait, Watchdog
 from distopt.errors import CommunicatorError
 
-__all__ = ["MpiCommunicator", "library_name", "world_size"]
+__all__ = ["MpiCommunicator", "library_name", "raw_all_reduce", "world_size"]
 
 _log = logging.getLogger("distopt")
 
@@ -86,6 +86,18 @@ def library_name() -> str:
     """Return the MPI library's name and version, as in "Open MPI 5.0.11"."""
     vendor, version = MPI.get_vendor()
     return f"{vendor} {'.'.join(map(str, version))}"
+
+
+def raw_all_reduce(communicator: Communicator, values: Array) -> Callable[[], None]:
+    """Return one plain call of MPI_Allreduce, in place, as a program without distopt has it; to compare with.
+
+    Raises:
+        TypeError: it is no communicator over MPI.
+    """
+    if not isinstance(communicator, MpiCommunicator):
+        raise TypeError(f"only a communicator over MPI can make MPI's own calls, got {communicator!r}")
+    mpi = communicator._mpi  # pyright: ignore[reportPrivateUsage]
+    return lambda: mpi.Allreduce(MPI.IN_PLACE, values)
 
 
 def world_size() -> int:
@@ -424,6 +436,7 @@ class MpiCommunicator(Communicator):
             f"{'non-blocking' if self._overlap else 'blocking'} all_reduce",
         )
         self._process_id = os.getpid()
+        self._careful = self._checked  # or closed: each start of a prepared collective is looked at
 
     def _check_algorithm(self, algorithm: str | None) -> None:
         everyone = self._mpi.allgather(algorithm)
@@ -496,6 +509,7 @@ class MpiCommunicator(Communicator):
 
     def _scratch(self, shared: bool, size_bytes: int) -> Array:
         if shared:
+            self._mpi.Barrier()  # another rank may be copying out of it
             memory = self._steps.staging[:size_bytes].view(np.float32)
             memory[...] = 0
             return memory
@@ -538,6 +552,7 @@ class MpiCommunicator(Communicator):
             algorithm.close()
         self._steps.close()
         super().close()
+        self._careful = True
         if self._watchdog is not None and self._notes_mpi is not None:
             self._watchdog.leave()
             self._notes_mpi.Free()
@@ -551,16 +566,15 @@ class MpiCommunicator(Communicator):
         self._check_reduction("all_reduce", values, op)
         call = Call("all_reduce", op, tuple(values.shape), str(values.dtype))
         begin: Callable[[int], Pending] | None = None
-        counts = self.calls
 
         def start() -> Pending:
             nonlocal begin
-            if begin is None or self._closed or self._checked:
+            if begin is None or self._careful:
                 number = self._begin(call)
                 begin = begin or self._prepared(values, op, number)
-            else:  # what `_begin` does then
+            else:  # what `_begin` does then, in as little time
                 number = self.sequence = self.sequence + 1
-                counts["all_reduce"] += 1
+                self._prepared_starts += 1
             try:
                 return begin(number)
             except MPI.Exception as error:

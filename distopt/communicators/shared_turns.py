@@ -33,7 +33,7 @@ _IN_FLIGHT = 64  # steps that a rank may be ahead: each has a word for its token
 PART_BYTES: Final = 8 * (_TOKENS + _IN_FLIGHT)
 """How much of a region the counters of a rank need."""
 
-_POLLS = 50  # some 10 microseconds; then another rank may need this core to come here
+_POLLS = 16  # some 5 microseconds; then another rank may need this core to come here
 _YIELDS = 2000  # then a rank is late by more than a switch of threads takes
 _NAP_SECONDS = 1e-4
 _ORDERED: Final = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")

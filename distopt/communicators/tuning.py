@@ -136,7 +136,7 @@ class Choice:
         """Return in words what was measured and chosen, by kind of memory and size."""
         found: dict[str, str] = {}
         for (shared, exponent), seconds in sorted(self.seconds.items()):
-            most = "and more" if 4 ** (exponent + 1) > LARGEST_MEASURED else f"to {_in_bytes(4**exponent)}"
+            most = "and more" if 4**exponent >= LARGEST_MEASURED else f"to {_in_bytes(4**exponent)}"
             times = ", ".join(f"{name} {1e6 * took:.1f} us" for name, took in seconds.items())
             kind = "allocated" if shared else "other"
             found[f"{kind} memory, {_in_bytes(4 ** max(exponent - 1, 0))} {most}"] = (
