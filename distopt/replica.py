@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -51,6 +52,7 @@ class Replica:
         example_shape: (height, width, channels) of the images.
         device: where the copy lives.
         seed: of the initial values.
+        allocate: makes the arena's memory where the device is a CPU; see `Arena`.
 
     Attributes:
         device: where the copy lives.
@@ -60,7 +62,12 @@ class Replica:
     """
 
     def __init__(
-        self, model: Callable[..., Tensor], example_shape: Sequence[int], device: Device, seed: int
+        self,
+        model: Callable[..., Tensor],
+        example_shape: Sequence[int],
+        device: Device,
+        seed: int,
+        allocate: Callable[[int, np.dtype[Any]], Array] | None = None,
     ) -> None:
         self.device = device
         self._model = model
@@ -71,7 +78,7 @@ class Replica:
             self.variables: list[Variable] = scopes.trainable_variables()
             self.statistics = [v for v in scopes.global_variables() if not v.trainable]
             self._regularization = scopes.get_regularization_losses()
-        self.arena = Arena(self.variables, device)
+        self.arena = Arena(self.variables, device, allocate if device.kind == "cpu" else None)
         self._statistics_before: list[Array] = []
 
     def _run_model(self, images: Array, training: bool) -> Tensor:

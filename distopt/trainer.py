@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -12,21 +11,22 @@ from typing import Any
 import numpy as np
 
 from distopt import checkpoint
-from distopt.aggregators import Pair, Ticket, first_not_finite
+from distopt.aggregators import Pair, Ticket, average_statistics, first_not_finite
 from distopt.backend import Array, Device
 from distopt.communicators import Communicator
 from distopt.data.dataset import Dataset
 from distopt.data.prefetch import Prefetcher
-from distopt.data.sampler import Sampler
+from distopt.data.sampler import Sampler, shard
 from distopt.decisions import StopSignals, failed_input, places_not_finite
 from distopt.drift import DriftCheck, replicated
-from distopt.errors import CheckpointError, CommunicatorError, NonFiniteError
+from distopt.errors import CheckpointError, NonFiniteError
 from distopt.evaluation import evaluate, load_weights
 from distopt.exchange import make_aggregator
 from distopt.metrics import MetricsFile, PhaseClock, Progress
 from distopt.models import Task
 from distopt.optimizers import ExponentialMovingAverage, LossScaleOptimizer
 from distopt.optimizers.loss_scale import all_finite
+from distopt.ranks import check_started_alike, from_rank_0
 from distopt.replica import Batch, Replica
 from distopt.settings import Settings
 from distopt.step import Batches, Step, kernels, make_pieces
@@ -72,7 +72,11 @@ class Trainer:
         self._parts = communicator.size * len(devices)
         pieces = make_pieces(settings, communicator, len(devices))
         shape = task.augmentation.output_shape(tuple(data.images.shape[1:]))  # type: ignore[arg-type]
-        self.replicas = [Replica(task.model, shape, device, settings.seed) for device in devices]
+        # What is reduced lies where the ranks of a host can reduce it without a copy.
+        self.replicas = [
+            Replica(task.model, shape, device, settings.seed, None if number else communicator.allocate)
+            for number, device in enumerate(devices)
+        ]
         self.aggregator = make_aggregator(settings, communicator)
         self.optimizer = task.optimizer(
             settings.learning_rate,
@@ -107,14 +111,7 @@ class Trainer:
             "data": (self.data.name, self.data.images.shape),
             "matrix products": None if self.settings.canonical is None else kernels(),
         }
-        theirs = self.communicator.all_gather_object((self.communicator.host, own))
-        for rank, (host, other) in enumerate(theirs):
-            for key, value in theirs[0][1].items():
-                if other[key] != value:
-                    raise CommunicatorError(
-                        f"rank {rank} on {host} has other {key} than rank 0: "
-                        f"{_first_difference(value, other[key])}. Start every rank with the same command."
-                    )
+        check_started_alike(self.communicator, own)
         for slab in self.replicas[0].arena.slabs:
             self.communicator.broadcast(slab.values).wait()
         self._copy_to_other_replicas()
@@ -206,8 +203,9 @@ class Trainer:
 
     def _apply(self, pairs: list[Pair]) -> None:
         self.optimizer.apply_gradients(pairs, experimental_aggregate_gradients=False)
-        self._copy_to_other_replicas()
-        self.averages.apply(self.replicas[0].variables)
+        if self.aggregator.ready:
+            self._copy_to_other_replicas()
+            self.averages.apply(self.replicas[0].variables)
 
     def _logs_next(self) -> bool:
         number = self.step + 1
@@ -310,25 +308,20 @@ class Trainer:
         self._copy_to_other_replicas()
 
     def _agree_on_statistics(self) -> None:
-        """Give all replicas of all ranks the mean of their statistics. Collective.
+        """Give all replicas of all ranks the mean of their statistics, weighted by examples. Collective.
 
         Each replica's batch normalization follows its own batches; the model that is evaluated and saved is
         one.
         """
-        statistics = [replica.statistics for replica in self.replicas]
         if self._parts == 1 or self.settings.canonical is not None:  # one, or equal already
             return
-        for group in zip(*statistics, strict=True):
-            if group[0].dtype.kind != "f":
-                continue
-            with group[0].device.activate():
-                total: Array = group[0].value.copy()
-                for other in group[1:]:
-                    total += group[0].device.asarray(other.value)
-                self.communicator.all_reduce(total).wait()
-                total /= total.dtype.type(self._parts)
-            for variable in group:
-                variable.assign(variable.device.asarray(total))
+        batch, first = self.settings.global_batch, self.communicator.rank * len(self.replicas)
+        parts = [shard(batch, first + number, self._parts) for number in range(len(self.replicas))]
+        average_statistics(
+            [replica.statistics for replica in self.replicas],
+            self.communicator,
+            [part.stop - part.start for part in parts],
+        )
 
     def weights(self) -> dict[str, Array]:
         """Return the weights and their moving averages, and this rank's statistics, by name."""
@@ -401,7 +394,7 @@ class Trainer:
         if self.settings.output is None:
             raise CheckpointError("there is no output folder to resume from; give --output")
         # Rank 0 reads and all get what it read: the folder need not be visible to the others.
-        loaded = _from_rank_0(self.communicator, lambda: checkpoint.latest(Path(self.settings.output or "")))
+        loaded = from_rank_0(self.communicator, lambda: checkpoint.latest(Path(self.settings.output or "")))
         if loaded is None:
             return f"no checkpoint in {self.settings.output}: starting from the beginning"
         path, arrays, manifest, passed_over = loaded
@@ -432,7 +425,7 @@ class Trainer:
                     "with it by --resume, choose another --output, or delete the folder."
                 )
 
-        _from_rank_0(self.communicator, look)
+        from_rank_0(self.communicator, look)
 
     def _load(self, path: Path, arrays: dict[str, Array]) -> None:
         weights = {k.partition(":")[2]: v for k, v in arrays.items() if k.startswith("weights:")}
@@ -448,29 +441,3 @@ class Trainer:
         self._copy_to_other_replicas()
         for other in self.replicas[1:]:
             load_weights(path, other, weights)
-
-
-def _from_rank_0(communicator: Communicator, read: Callable[[], Any]) -> Any:
-    """Return on every rank what `read` gives on rank 0, or raise on every rank what it raises there."""
-    result: Any = None
-    if communicator.rank == 0:
-        try:
-            result = read()
-        except CheckpointError as error:
-            result = error
-    result = communicator.broadcast_object(result)
-    if isinstance(result, CheckpointError):
-        raise result
-    return result
-
-
-def _first_difference(first: Any, second: Any) -> str:
-    if isinstance(first, dict) and isinstance(second, dict):
-        keys = [key for key in first if first[key] != second.get(key)]
-        return "; ".join(f"{key}: {second.get(key)!r} instead of {first[key]!r}" for key in keys[:3])
-    if isinstance(first, list) and isinstance(second, list):
-        for number, (a, b) in enumerate(zip(first, second, strict=False)):
-            if a != b:
-                return f"entry {number} is {b!r} instead of {a!r}"
-        return f"{len(second)} entries instead of {len(first)}"
-    return f"{second!r} instead of {first!r}"

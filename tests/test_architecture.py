@@ -39,6 +39,7 @@ _LEVELS = {
     "settings": 6,
     "exchange": 7,
     "step": 7,
+    "ranks": 7,
     "decisions": 7,
     "drift": 6,
     "timeline": 6,
