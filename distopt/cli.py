@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from distopt.bench.commands import bench
+from distopt.command_options import DataDir, DeviceOption, Json, choose_devices, find_task, plain_errors
+
 if TYPE_CHECKING:
-    from distopt.backend import Device
-    from distopt.communicators import Communicator
     from distopt.data.dataset import Dataset
     from distopt.metrics import MetricsFile, Progress
-    from distopt.models import Task
     from distopt.trainer import Trainer
 
 __all__ = ["STOPPED", "app", "main"]
@@ -31,17 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # guard() prints tracebacks with the rank and host
 )
-bench = typer.Typer(help="Measure; every command takes --json FILE.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
-
-DataDir = Annotated[
-    str | None,
-    typer.Option(help="Folder with the data; else DISTOPT_DATA, else a cache folder in the home directory."),
-]
-DeviceOption = Annotated[
-    str | None, typer.Option(help="cpu, cuda, or one of them with a number; a usable GPU when not given.")
-]
-Json = Annotated[Path | None, typer.Option("--json", help="Write the results to this file as JSON.")]
 
 
 @app.command()
@@ -91,11 +78,11 @@ def train(
     """
     from distopt.communicators import connect, guard
 
-    with _plain_errors(), connect() as communicator, guard(communicator):
+    with plain_errors(), connect() as communicator, guard(communicator):
         from distopt.metrics import MetricsFile, Progress
         from distopt.trainer import METRICS_FILE, Settings, Trainer
 
-        task = _task(name)
+        task = find_task(name)
         settings = Settings(
             global_batch=task.global_batch if global_batch is None else global_batch,
             steps=task.steps if steps is None else steps,
@@ -119,7 +106,7 @@ def train(
         )
         if resume and output is None:
             raise ValueError("--resume needs --output, the folder of the run to go on with")
-        devices = _devices(device, communicator, replicas_per_rank, 1 if canonical else None)
+        devices = choose_devices(device, communicator, replicas_per_rank, 1 if canonical else None)
         data = task.load("train", data_dir=data_dir, communicator=communicator)
         test = task.load("test", data_dir=data_dir, communicator=communicator)
         trainer = Trainer(task, data, communicator, devices, settings)
@@ -193,11 +180,11 @@ def evaluate(
     """Evaluate saved weights on the test data; every example counts once, on any number of ranks."""
     from distopt.communicators import connect, guard
 
-    with _plain_errors(), connect() as communicator, guard(communicator):
+    with plain_errors(), connect() as communicator, guard(communicator):
         from distopt.evaluation import evaluate_file
 
         path = weights / "weights.safetensors" if weights.is_dir() else weights
-        chosen = _devices(device, communicator, 1)[0]
+        chosen = choose_devices(device, communicator, 1)[0]
         task, found = evaluate_file(path, averaged, data_dir, chosen, communicator)
         if communicator.rank == 0:
             print(
@@ -218,7 +205,7 @@ def digest(
     from distopt import checkpoint as checkpoints
     from distopt.errors import CheckpointError
 
-    with _plain_errors():
+    with plain_errors():
         paths = checkpoints.paths(checkpoint) if checkpoint.is_dir() else [checkpoint]
         if not paths:
             raise CheckpointError(f"there is no checkpoint in {checkpoint}; give the --output of a training")
@@ -232,294 +219,6 @@ def doctor(json_path: Json = None, data_dir: DataDir = None) -> None:
     from distopt import doctor as examination
 
     raise typer.Exit(examination.run(json_path, data_dir))
-
-
-def _task(name: str) -> Task:
-    from distopt.models import TASKS
-
-    if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}; there are {', '.join(sorted(TASKS))}")
-    return TASKS[name]
-
-
-def _devices(
-    request: str | None, communicator: Communicator, replicas: int, threads_wanted: int | None = None
-) -> list[Device]:
-    """Choose this rank's devices, set its threads, and let rank 0 print every rank's choice."""
-    from distopt.backend import Device, choose_device
-
-    if replicas < 1:
-        raise ValueError(f"--replicas-per-rank must be at least 1, got {replicas}")
-    devices: list[Device] = []
-    reason = ""
-    for number in range(replicas):
-        chosen, reason = choose_device(request, communicator.local_rank * replicas + number)
-        # On a CPU the replicas are logical devices of one processor.
-        devices.append(Device("cpu", number) if chosen.kind == "cpu" else chosen)
-    threads = _limit_threads(communicator, threads_wanted)
-    line = (
-        f"rank {communicator.rank} of {communicator.size} on {communicator.host}: "
-        f"{', '.join(map(str, devices))}, {threads} thread(s) ({reason})"
-    )
-    for text in communicator.all_gather_object(line):
-        if communicator.rank == 0:
-            print(text, flush=True)
-    return devices
-
-
-def _limit_threads(communicator: Communicator, wanted: int | None = None) -> int:
-    """Give each rank of a host its share of the cores for matrix products, unless the user said how many.
-
-    Canonical mode wants 1, whatever the number of ranks: sums within a product depend on the threads.
-    """
-    from threadpoolctl import threadpool_limits
-
-    asked = os.environ.get("OMP_NUM_THREADS") or os.environ.get("OPENBLAS_NUM_THREADS")
-    if asked and asked.isdigit():
-        return int(asked)
-    cores = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset[int]()
-    mine = len(cores) or os.cpu_count() or 1
-    # Ranks that a launcher bound have cores of their own; others share theirs.
-    ranks = communicator.all_gather_object((communicator.host, cores))
-    sharing = sum(1 for host, others in ranks if host == communicator.host and (not cores or others & cores))
-    threads = max(1, mine // max(1, sharing)) if wanted is None else wanted
-    threadpool_limits(threads)
-    return threads
-
-
-@bench.command("apply")
-def bench_apply(
-    size: Annotated[int, typer.Option(help="Number of parameters.")] = 25_000_000,
-    repeats: Annotated[int, typer.Option(help="Rounds; in each, every competitor has a turn.")] = 11,
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    json_path: Json = None,
-) -> None:
-    """Adam on a flat array: ours with and without numba, beside PyTorch's fused and foreach."""
-    from distopt.bench import apply
-
-    with _plain_errors():
-        if dtype != "float32" and dtype != "float64":
-            raise ValueError(f"--dtype must be float32 or float64, got {dtype!r}")
-        apply.main(size, repeats, dtype, _text(json_path))
-
-
-@bench.command("step")
-def bench_step(
-    batch: Annotated[int, typer.Option(help="Examples in a step.")] = 128,
-    threads: Annotated[int, typer.Option(help="Of every competitor.")] = 1,
-    rounds: Annotated[int, typer.Option(help="In each, every competitor has a turn.")] = 7,
-    steps: Annotated[int, typer.Option(help="Training steps in a turn.")] = 5,
-    peer: Annotated[bool, typer.Option(help="Measure PyTorch too, where it is installed.")] = True,
-    device: DeviceOption = None,
-    json_path: Json = None,
-) -> None:
-    """One process: images/s beside PyTorch, the phases of a step, and memory."""
-    from distopt.bench import step
-
-    with _plain_errors():
-        step.main(step.Options(batch, threads, rounds, steps, peer, device), _text(json_path))
-
-
-@bench.command("scaling")
-def bench_scaling(
-    ranks: Annotated[str, typer.Option(help="Numbers of ranks, as in 1,2,4.")] = "1,2,4",
-    mode: Annotated[str, typer.Option(help="weak, strong or both.")] = "both",
-    batch_per_rank: Annotated[int, typer.Option(help="Examples of a rank, in weak scaling.")] = 128,
-    global_batch: Annotated[int, typer.Option(help="Examples of all ranks, in strong scaling.")] = 256,
-    steps: Annotated[int, typer.Option(help="Timed steps of a run.")] = 20,
-    warmup: Annotated[int, typer.Option(help="Steps before them.")] = 5,
-    rounds: Annotated[int, typer.Option(help="Runs of each number of ranks, in turns.")] = 3,
-    threads: Annotated[int, typer.Option(help="Of each rank.")] = 1,
-    ceiling: Annotated[
-        bool, typer.Option("--ceiling", help="Measure ranks that don't communicate too: the machine's limit.")
-    ] = False,
-    peer: Annotated[bool, typer.Option("--peer", help="Measure PyTorch's DDP (gloo) too.")] = False,
-    device: DeviceOption = None,
-    json_path: Json = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the results into this PNG file.")] = None,
-) -> None:
-    """Weak and strong scaling over ranks of this machine, which mpirun starts."""
-    from distopt.bench import scaling
-
-    with _plain_errors():
-        options = scaling.Options(
-            ranks=_numbers("--ranks", ranks),
-            modes=("weak", "strong") if mode == "both" else (mode,),
-            batch_per_rank=batch_per_rank,
-            global_batch=global_batch,
-            steps=steps,
-            warmup=warmup,
-            rounds=rounds,
-            threads=threads,
-            ceiling=ceiling,
-            peer=peer,
-            device=device,
-        )
-        scaling.main(options, _text(json_path), _text(plot))
-
-
-@bench.command("allreduce")
-def bench_allreduce(
-    ranks: Annotated[int, typer.Option(help="How many mpirun starts; without effect under mpirun.")] = 2,
-    sizes: Annotated[
-        str, typer.Option(help="Bytes, by factors of 4 as in 4..256M, or as in 4,1K; or none.")
-    ] = ("4..256M"),
-    repeats: Annotated[int, typer.Option(help="Rounds; in each, every competitor has a turn.")] = 15,
-    peer: Annotated[bool, typer.Option("--peer", help="Measure PyTorch's gloo too.")] = False,
-    model: Annotated[
-        str | None, typer.Option(help="resnet50: reduce its gradients, too, as a training step does.")
-    ] = None,
-    json_path: Json = None,
-) -> None:
-    """all_reduce of 4 B to 256 MB on ranks of this machine: ours beside raw MPI, as nccl-tests prints it."""
-    from distopt.bench import allreduce
-
-    with _plain_errors():
-        chosen = [] if sizes == "none" else allreduce.parse_sizes(sizes)
-        allreduce.main(allreduce.Options(ranks, chosen, repeats, peer, model), _text(json_path))
-
-
-@bench.command("convergence")
-def bench_convergence(
-    seeds: Annotated[str, typer.Option(help="One training for each, as in 0,1,2.")] = "0,1,2",
-    ranks: Annotated[int, typer.Option(help="Of the trainings.")] = 2,
-    steps: Annotated[int, typer.Option(help="Of the trainings.")] = 2000,
-    global_batch: Annotated[int, typer.Option(help="Examples in a step.")] = 128,
-    curves: Annotated[str, typer.Option(help="Numbers of ranks to compare losses of.")] = "1,2,3,4",
-    curve_steps: Annotated[int, typer.Option(help="How many losses.")] = 50,
-    data_dir: DataDir = None,
-    json_path: Json = None,
-) -> None:
-    """Test accuracy on real CIFAR-10 for several seeds, and equal losses on any number of ranks."""
-    from distopt.bench import convergence
-
-    with _plain_errors():
-        options = convergence.Options(
-            seeds=tuple(_numbers("--seeds", seeds)),
-            ranks=ranks,
-            steps=steps,
-            global_batch=global_batch,
-            curves=tuple(_numbers("--curves", curves)),
-            curve_steps=curve_steps,
-            data_dir=data_dir,
-        )
-        convergence.main(options, _text(json_path))
-
-
-@bench.command("codecs")
-def bench_codecs(
-    codecs: Annotated[str | None, typer.Option(help="Names with commas between; none is one too.")] = None,
-    steps: Annotated[int, typer.Option(help="Of each training.")] = 1000,
-    ranks: Annotated[int, typer.Option(help="Of each training.")] = 2,
-    global_batch: Annotated[int, typer.Option(help="Examples in a step.")] = 64,
-    seeds: Annotated[str, typer.Option(help="One training for each, as in 0,1,2.")] = "0",
-    learning_rate: Annotated[float | None, typer.Option(help="Of all; else the task's.")] = None,
-    task: Annotated[str, typer.Option(help="cifar10 or digits.")] = "cifar10",
-    data_dir: DataDir = None,
-    json_path: Json = None,
-) -> None:
-    """Train with each codec beside none: accuracy, loss, bytes on the wire, error of the gradient, speed."""
-    from distopt.bench import codecs as bench_of_codecs
-
-    with _plain_errors():
-        _task(task)
-        options = bench_of_codecs.Options(
-            codecs=bench_of_codecs.DEFAULT if codecs is None else tuple(codecs.split(",")),
-            steps=steps,
-            ranks=ranks,
-            global_batch=global_batch,
-            seeds=tuple(_numbers("--seeds", seeds)),
-            learning_rate=learning_rate,
-            task=task,
-            data_dir=data_dir,
-        )
-        bench_of_codecs.main(options, _text(json_path))
-
-
-@bench.command("canonical")
-def bench_canonical(
-    ranks: Annotated[str, typer.Option(help="Numbers of ranks, as in 2,4.")] = "2,4",
-    shards: Annotated[str, typer.Option(help="Numbers of shards to try beside that of the ranks.")] = "8",
-    global_batch: Annotated[int, typer.Option(help="Examples in a step, over all ranks.")] = 128,
-    steps: Annotated[int, typer.Option(help="Training steps in a turn.")] = 5,
-    rounds: Annotated[int, typer.Option(help="In each, everything has a turn.")] = 9,
-    largest_mib: Annotated[int, typer.Option(help="Largest array to exchange, in MiB.")] = 256,
-    device: DeviceOption = None,
-    json_path: Json = None,
-) -> None:
-    """Canonical mode beside plain training, and its exchange beside all_reduce from 4 KiB on."""
-    from distopt.bench import canonical
-
-    with _plain_errors():
-        options = canonical.Options(
-            ranks=_numbers("--ranks", ranks),
-            shards=_numbers("--shards", shards),
-            global_batch=global_batch,
-            steps=steps,
-            rounds=rounds,
-            largest_bytes=largest_mib << 20,
-            device=device,
-        )
-        canonical.main(options, _text(json_path))
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    numbers = [number.strip() for number in text.split(",")]
-    if not all(number.isdigit() for number in numbers):
-        raise ValueError(f"{option} must be numbers with commas between, as in 1,2,4; got {text!r}")
-    return [int(number) for number in numbers]
-
-
-@bench.command("drift")
-def bench_drift(
-    batch: Annotated[int, typer.Option(help="Examples of each rank in a step.")] = 128,
-    rounds: Annotated[int, typer.Option(help="One step and one check in each.")] = 30,
-    every: Annotated[int, typer.Option(help="Steps between two checks.")] = 100,
-    device: DeviceOption = None,
-    json_path: Json = None,
-) -> None:
-    """The drift check beside a training step; start it with mpirun."""
-    from distopt.communicators import connect, guard
-
-    with _plain_errors(), connect() as communicator, guard(communicator):
-        from distopt.bench import drift
-
-        (chosen,) = _devices(device, communicator, 1)
-        drift.main(communicator, chosen, batch, rounds, every, _text(json_path))
-
-
-@bench.command("sparse")
-def bench_sparse(
-    rows: Annotated[int, typer.Option(help="Of the table.")] = 50_000,
-    width: Annotated[int, typer.Option(help="Numbers in a row.")] = 64,
-    rounds: Annotated[int, typer.Option(help="One exchange in each way in each.")] = 7,
-    device: DeviceOption = None,
-    json_path: Json = None,
-) -> None:
-    """Sparse gradients as rows and as a whole table; start it with mpirun."""
-    from distopt.communicators import connect, guard
-
-    with _plain_errors(), connect() as communicator, guard(communicator):
-        from distopt.bench import sparse
-
-        (chosen,) = _devices(device, communicator, 1)
-        sparse.main(communicator, chosen, rows, width, rounds, _text(json_path))
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
-@contextmanager
-def _plain_errors() -> Generator[None]:
-    """Print an error that the user can mend without a traceback, and exit with 1."""
-    from distopt.errors import DistoptError
-
-    try:
-        yield
-    except (DistoptError, ValueError) as error:
-        print(f"distopt: error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -256,7 +256,8 @@ def replicated(
 
     Args:
         variables: that are trained.
-        optimizer: its iterations, slots, loss scale, and what its transformers keep.
+        optimizer: its iterations, slots (unless they are divided among the ranks), loss scale, and what its
+            transformers keep.
         averages: of the variables.
     """
     found: dict[str, Variable] = {}
@@ -273,7 +274,8 @@ def _all_of(
 ) -> Iterator[Variable]:
     yield from variables
     if optimizer is not None:
-        yield from optimizer.weights
+        # Divided slots are other ones on each rank.
+        yield from [optimizer.iterations] if optimizer.is_divided else optimizer.weights
         for transformer in optimizer.gradient_transformers:
             yield from getattr(transformer, "variables", list[Variable])()
     if averages is not None:

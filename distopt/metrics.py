@@ -229,12 +229,27 @@ class Progress:
             self._bar.update(self._task, completed=number)
 
     def log(
-        self, step: int, loss: float, learning_rate: float, examples_per_second: float, step_ms: float
+        self,
+        step: int,
+        loss: float,
+        learning_rate: float,
+        examples_per_second: float,
+        step_ms: float,
+        exposed_ms: float,
     ) -> None:
-        """Show the state at a logging step."""
+        """Show the state at a logging step.
+
+        Args:
+            step: its number.
+            loss: of the global batch.
+            learning_rate: of the step.
+            examples_per_second: over all ranks, since the last time.
+            step_ms: a step's time since then, in milliseconds.
+            exposed_ms: how much of it this rank spent in communication while it computed nothing.
+        """
         text = (
             f"loss {loss:.4f}  lr {learning_rate:.5g}  {examples_per_second:,.0f} examples/s  "
-            f"{step_ms:.1f} ms/step"
+            f"{step_ms:.1f} ms/step ({exposed_ms:.1f} exposed)"
         )
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)

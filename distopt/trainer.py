@@ -276,7 +276,8 @@ class Trainer:
         phases = self.clock.take()
         examples = steps * self.settings.global_batch / seconds
         step_ms = 1000 * seconds / steps
-        progress.log(self.step, ticket.loss, rate, examples, step_ms)
+        exposed_ms = 1000 * phases.get("exposed communication", 0.0) / steps
+        progress.log(self.step, ticket.loss, rate, examples, step_ms, exposed_ms)
         metrics.write(
             step=self.step,
             examples=self.step * self.settings.global_batch,

@@ -38,6 +38,7 @@ _LEVELS = {
     "evaluation": 7,
     "settings": 6,
     "exchange": 7,
+    "command_options": 8,
     "step": 7,
     "ranks": 7,
     "decisions": 7,

@@ -49,15 +49,18 @@ def test_plain_lines_where_nobody_watches():
     stream = io.StringIO()
     with Progress(10, stream=stream) as progress:
         progress.step(5)
-        progress.log(5, 1.25, 0.1, 1234.5, 20.0)
+        progress.log(5, 1.25, 0.1, 1234.5, 20.0, 2.5)
         progress.say("done")
-    assert stream.getvalue() == "step 5  loss 1.2500  lr 0.1  1,234 examples/s  20.0 ms/step\ndone\n"
+    assert (
+        stream.getvalue()
+        == "step 5  loss 1.2500  lr 0.1  1,234 examples/s  20.0 ms/step (2.5 exposed)\ndone\n"
+    )
 
 
 def test_other_ranks_show_nothing():
     stream = io.StringIO()
     with Progress(10, shown=False, stream=stream) as progress:
-        progress.log(5, 1.0, 0.1, 1.0, 1.0)
+        progress.log(5, 1.0, 0.1, 1.0, 1.0, 0.0)
         progress.say("done")
     assert stream.getvalue() == ""
 
@@ -69,7 +72,7 @@ def test_a_bar_on_a_terminal_and_on_request(monkeypatch):
         ours, theirs = pty.openpty()
         with os.fdopen(theirs, "w") as stream:
             with Progress(10, style=style, stream=stream) as progress:
-                progress.log(5, 1.0, 0.1, 1.0, 1.0)
+                progress.log(5, 1.0, 0.1, 1.0, 1.0, 0.0)
             stream.flush()
             assert select.select([ours], [], [], 10)[0], "nothing was written to the stream"
             shown = os.read(ours, 65536).decode()
