@@ -460,9 +460,11 @@ class MpiCommunicator(Communicator):
 
     def progress(self) -> None:
         """Let MPI move on, take note of what is done, and start what was queued."""
-        with self._translate_errors("all_reduce", self.sequence):
+        try:  # no context manager: this is called for each gradient
             for algorithm in self._algorithms:
                 algorithm.progress()
+        except MPI.Exception as error:
+            raise self._failure("all_reduce", self.sequence, error) from error
 
     def abort(self, code: int, message: str) -> NoReturn:
         """End the job: MPI_Abort, after what was printed had time to get out."""
