@@ -479,9 +479,17 @@ class MpiCommunicator(Communicator):
             last_is_fallback=self._overlap,
             in_shared_memory=self._steps.holds,
             scratch=self._scratch,
-            share=self._mpi.allgather,
-            barrier=self._mpi.Barrier,
+            share=self._share_times,
+            barrier=self._meet,
         )
+
+    def _share_times(self, seconds: list[float]) -> list[list[float]]:
+        with self._waiting("all_reduce", self.sequence):
+            return self._mpi.allgather(seconds)
+
+    def _meet(self) -> None:
+        with self._waiting("all_reduce", self.sequence):
+            self._mpi.Barrier()
 
     def _first_problem(self, problem: str | None) -> str | None:
         """Let all ranks know what went wrong on any."""
@@ -496,7 +504,8 @@ class MpiCommunicator(Communicator):
         """Make what the ranks of a host share, once; where that fails on one, all do without. Collective."""
         if self.size == 1 or self._steps.tried:
             return self._steps.ready
-        ready = self._steps.prepare()
+        with self._waiting("all_reduce", self.sequence):  # its first one; a rank may be missing
+            ready = self._steps.prepare()
         self._tell_problem()
         return ready
 
@@ -509,7 +518,7 @@ class MpiCommunicator(Communicator):
 
     def _scratch(self, shared: bool, size_bytes: int) -> Array:
         if shared:
-            self._mpi.Barrier()  # another rank may be copying out of it
+            self._meet()  # another rank may be copying out of it
             memory = self._steps.staging[:size_bytes].view(np.float32)
             memory[...] = 0
             return memory
@@ -522,9 +531,11 @@ class MpiCommunicator(Communicator):
 
     def progress(self) -> None:
         """Let MPI move on, take note of what is done, and start what was queued."""
-        with self._translate_errors("all_reduce", self.sequence):
+        try:  # no context manager: this is called for each gradient
             for algorithm in self._algorithms:
                 algorithm.progress()
+        except MPI.Exception as error:
+            raise self._failure("all_reduce", self.sequence, error) from error
 
     def abort(self, code: int, message: str) -> NoReturn:
         """End the job: MPI_Abort, after what was printed had time to get out."""
@@ -666,7 +677,8 @@ class MpiCommunicator(Communicator):
                 -1
             ]  # nothing to send; and where nothing lies is not the same on all ranks
         if self._checked:
-            found = self._mpi.allgather(self._steps.holds(flat))
+            with self._waiting("all_reduce", number):
+                found = self._mpi.allgather(self._steps.holds(flat))
             if len(set(found)) > 1:
                 raise CommunicatorError(
                     f"{self.where}: collective number {number} reduces memory of `allocate` on some ranks "
@@ -688,11 +700,12 @@ class MpiCommunicator(Communicator):
         memory: Array | None = None
         with self._waiting(call.operation, number):
             self._start_all()
-            # All or none: a host with a single rank takes part, so that all take the same algorithms.
-            if self._prepare_shared_memory():
+        # All or none: a host with a single rank takes part, so that all take the same algorithms.
+        if self._prepare_shared_memory():
+            with self._waiting(call.operation, number):
                 memory = self._steps.memory.allocate(size, dtype)
-                if memory is None:
-                    self._tell_problem()
+            if memory is None:
+                self._tell_problem()
         return np.zeros(size, dtype) if memory is None else memory
 
     def _broadcast(self, values: Array, root: int, call: Call, number: int) -> Pending:

@@ -28,7 +28,8 @@ LARGEST_MEASURED = 2 * 2**20
 """Bytes; what is larger goes by this size: the order of the algorithms no longer changes there."""
 
 _ROUNDS = 7
-_WARM_UPS = 2
+_ROUNDS_OF_SMALL = 40  # one switch to another process takes as long as a hundred small reductions
+_WARM_UPS = 3
 _BYTES_OF_A_TURN = 16 * 2**10  # small ones are timed several at a time, for the clock's sake
 _MOST_OF_A_TURN = 16
 
@@ -152,8 +153,9 @@ class Choice:
                 algorithm.flush()
         starts = [algorithm.prepare(flat, "sum") for algorithm in able]
         repeats = max(1, min(_MOST_OF_A_TURN, _BYTES_OF_A_TURN // size_bytes))
+        rounds = _ROUNDS_OF_SMALL if size_bytes <= _BYTES_OF_A_TURN else _ROUNDS
         least = [math.inf] * len(able)
-        for turn in range(-_WARM_UPS, _ROUNDS):
+        for turn in range(-_WARM_UPS, rounds):
             for index, start in enumerate(starts):
                 self._barrier()
                 began = time.perf_counter()

@@ -95,7 +95,7 @@ def test_a_wrong_sum_ends_the_benchmark_with_its_name(monkeypatch, capsys):
     found = {"mpi": {"seconds": [1e-3], "wrong": 0}, "plain": {"seconds": [1e-3], "wrong": 2}}
     measured = {
         "ranks": 2,
-        "most_on_a_host": 2,
+        "most_on_a_host": launcher.usable_cores() + 1,
         "communicator": "any",
         "choices": {},
         "sizes": [{"size": 8, "competitors": found}],
@@ -105,14 +105,16 @@ def test_a_wrong_sum_ends_the_benchmark_with_its_name(monkeypatch, capsys):
     monkeypatch.setattr(allreduce, "_start", lambda *arguments: measured)
     with pytest.raises(LaunchError, match="wrong sums by plain at 8 bytes"):
         allreduce.main(allreduce.Options(sizes=(8,)))
-    assert "busbw GB/s" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "busbw GB/s" in shown
+    assert "warning: 2 ranks share" in shown
 
 
 @needs_mpirun
 def test_the_command_measures_all_sizes_and_the_model(tmp_path):
     path = tmp_path / "allreduce.json"
     files = ("--json", path, "--model", "resnet50")
-    done = _bench("--ranks", 3, "--sizes", "4,64K", "--repeats", 2, *files)
+    done = _bench("--ranks", 2, "--sizes", "4,64K", "--repeats", 2, *files)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(path.read_text())
     assert [(row["size"], row["competitor"]) for row in result["results"]] == [
@@ -126,9 +128,7 @@ def test_the_command_measures_all_sizes_and_the_model(tmp_path):
         "mpi, one by one": 0,
         "mpi, one buffer": 0,
     }
-    oversubscribed = launcher.usable_cores() < 3
-    assert result["oversubscribed"] is oversubscribed
-    assert ("3 ranks share" in done.stdout) is oversubscribed
+    assert result["oversubscribed"] is (launcher.usable_cores() < 2)
     assert "gloo is left out: not asked for" in done.stdout
 
 
