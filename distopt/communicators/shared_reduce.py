@@ -242,7 +242,7 @@ class HostSteps:
         return self.submit(work, token, number, flat)
 
     def submit(self, work: Share, token: int, number: int, result: Array) -> Pending:
-        """Come to a step of all ranks of the host; see `Turns.submit`. The handle's `wait()` gives `result`."""
+        """Come to a step of all ranks of the host, see `Turns.submit`; its `wait()` gives `result`."""
         turns = self.turns
         return _Step(turns, turns.submit(work, token, number), result)
 
