@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,13 @@ from distopt.aggregators.loose import reduce_loose
 from distopt.aggregators.sparse import SparseExchange
 from distopt.aggregators.ticket import Ticket
 from distopt.aggregators.tree import Node, Partials, Tree
-from distopt.backend import Array, namespace
+from distopt.backend import Array
 from distopt.communicators import Communicator, Pending
-from distopt.communicators.communicator import Done, cut, wire_dtype
+from distopt.communicators.communicator import cut, wire_dtype
 from distopt.errors import CommunicatorError
 from distopt.variables import IndexedSlices, Slab, Variable, concatenated, dense_gradient
 
-__all__ = ["Canonical", "exchange"]
+__all__ = ["Canonical"]
 
 _FIELDS = ("examples", "loss", "correct", "not_finite")
 
@@ -31,9 +32,11 @@ class Canonical(AllReduce):
 
     The global batch is cut into V shards, whichever ranks there are. Each shard's gradient is computed by
     itself, and they are summed in a fixed binary tree over their numbers (`tree.py`): a rank adds up the
-    subtrees that lie within its own shards, every rank gets its part of all of these, adds it up in the
-    tree's order, and the parts are gathered. So training has the same bits on any number of ranks, as long
-    as a shard's gradient has: equal processors, libraries and numbers of threads are the caller's part.
+    subtrees that lie within its own shards, and every rank adds up its part of all of these in the tree's
+    order, for all ranks (`Communicator.combine`): an arena in memory that the ranks share, from
+    `Communicator.allocate`, is read and written there. So training has the same bits on any number of ranks,
+    as long as a shard's gradient has: equal processors, libraries and numbers of threads are the caller's
+    part.
 
         aggregator = Canonical(communicator, shards=24)
         optimizer = SGD(0.1, gradient_aggregator=aggregator)
@@ -83,16 +86,13 @@ class Canonical(AllReduce):
         self._tree = Tree(self.shards)
         spans = [range(part.start, part.stop) for part in cut(self.shards, communicator.size)]
         self.own_shards = spans[communicator.rank]
-        self._nodes = [self._tree.nodes_of(span) for span in spans]
+        self._order = self._tree.order_of([self._tree.nodes_of(span) for span in spans])
         self._open_nodes = max(self._tree.open_nodes(span) for span in spans)
-        # Of two ranks with one sum each there is one order only, so buckets can go while backward runs.
-        self._is_pair = _is_pair(self._nodes)
         self._agreement = Agreement(
             communicator, f"Canonical(shards={self.shards}, reduction={reduction!r}, {bucket_bytes} bytes)"
         )
-        self._buffers: dict[int, list[Array]] = {}
+        self._memory: dict[int, _SlabMemory] = {}
         self._partials: dict[int, Partials] = {}
-        self._leaves: dict[int, Array] = {}
 
     def reduce(self, pairs: Iterable[Pair], ticket: Ticket | None = None) -> list[Pair]:
         """Reduce where every rank has one shard; see `Aggregator.reduce`.
@@ -135,7 +135,7 @@ class Canonical(AllReduce):
         own = ticket or Ticket()
         rows = np.zeros((self.shards, len(_FIELDS)))
         found = _Found(self._tree)
-        self._partials, self._leaves = {}, {}
+        self._partials = {}
         slabs: dict[int, SlabReduction] = {}
         expected = list(self.own_shards)
         spoiled = self.communicator.begin_step()
@@ -144,7 +144,7 @@ class Canonical(AllReduce):
                 raise ValueError(_wrong_shard(number, self.own_shards, self.communicator))
             slabs = {}
             first, spoiled = spoiled, False
-            given = self._shard(number, taken(pairs, first), slabs, streaming=self._is_pair and not expected)
+            given = self._shard(number, taken(pairs, first), slabs, streaming=self._streams and not expected)
             found.add(number, given)
             own += part
             rows[number] = [getattr(part, name) for name in _FIELDS]
@@ -161,7 +161,13 @@ class Canonical(AllReduce):
         kept: list[tuple[Node, Array]] = []
         for shard, array in zip(self.own_shards, arrays, strict=True):
             self._tree.push(kept, (shard, shard + 1), array, _added)
-        return exchange(self.communicator, self._tree, self._nodes, kept).wait()
+        return self.communicator.combine([array for _, array in kept], self._order).wait()
+
+    @property
+    def _streams(self) -> bool:
+        """Whether buckets of the leading slab go while backward runs: where starting one waits for nobody."""
+        leading = self._memory.get(self._leading_slab) if self._leading_slab is not None else None
+        return self._order.is_pair or (leading is not None and leading.shared)
 
     def _check_counted(self, counted: bool) -> None:
         if self.reduction == "mean" and not counted:
@@ -184,7 +190,7 @@ class Canonical(AllReduce):
             # The first collectives: from here on the ranks are known to have the same slabs.
             self._timed(lambda: self._agreement.start(_ordered(given)))
             for key in sorted(slabs):
-                self._buffers[key] = self._allocated(slabs[key].slab)
+                self._memory[key] = self._allocated(slabs[key].slab)
         for slab in slabs.values():
             if number != self.own_shards[-1]:
                 gradients = slab.slab.gradients
@@ -192,37 +198,42 @@ class Canonical(AllReduce):
                 self._partials_of(slab.slab).push(number, leaf)
         return given
 
-    def _allocated(self, slab: Slab, *, shared: bool = True) -> list[Array]:
-        device = slab.variables[0].device
-        dtype = wire_dtype(slab.dtype)
-        make: Any = self.communicator.allocate if shared and device.kind == "cpu" else device.zeros
-        return [make(slab.gradients.size, dtype) for _ in range(self._open_nodes)]
+    def _allocated(self, slab: Slab, *, together: bool = True) -> _SlabMemory:
+        """Make what the sums of a slab need. Collective, unless ranks may not do it `together`."""
+        device, dtype = slab.variables[0].device, wire_dtype(slab.dtype)
+        make: Any = self.communicator.allocate if together and device.kind == "cpu" else device.zeros
+        size = slab.gradients.size
+        in_place = dtype == slab.dtype and (together or not self.communicator.is_shared(slab.gradients))
+        last = slab.gradients if in_place else make(size, dtype)
+        return _SlabMemory(
+            [make(size, dtype) for _ in range(self._open_nodes)], last, self.communicator.is_shared(last)
+        )
+
+    def _memory_of(self, slab: Slab) -> _SlabMemory:
+        if slab.number not in self._memory:  # one that came later; other ranks may be elsewhere now
+            self._memory[slab.number] = self._allocated(slab, together=False)
+        return self._memory[slab.number]
 
     def _partials_of(self, slab: Slab) -> Partials:
-        if slab.number not in self._buffers:  # one that came later; other ranks may be elsewhere now
-            self._buffers[slab.number] = self._allocated(slab, shared=False)
         if slab.number not in self._partials:
-            buffers = self._buffers[slab.number]
+            buffers = self._memory_of(slab).buffers
             self._partials[slab.number] = Partials(self._tree, self.own_shards, buffers)
         return self._partials[slab.number]
 
     def _start_bucket(self, slab: Slab, part: slice) -> BucketReduction:
-        """Add this rank's other shards to a part of the last one's gradients, and start the exchange."""
-        partials = self._partials_of(slab)
-        if slab.number not in self._leaves:
-            dtype = wire_dtype(slab.dtype)
-            gradients = slab.gradients
-            leaf = gradients if dtype == slab.dtype else namespace(gradients).empty(gradients.size, dtype)
-            self._leaves[slab.number] = leaf
-            partials.push_last(self.own_shards[-1], leaf)
-        leaf = self._leaves[slab.number][part]
-        if leaf.dtype != slab.dtype:
-            leaf[...] = slab.gradients[part]
-        return _BucketSum(self._exchanged(partials.part(part)), slab.gradients[part])
+        """Add this rank's other shards to a part of the last one's gradients; start its sum over ranks."""
+        partials, last = self._partials_of(slab), self._memory_of(slab).last
+        if part.start == 0:
+            partials.push_last(self.own_shards[-1], last)
+        bucket = slab.gradients[part]
+        in_place = last is slab.gradients
+        if not in_place:
+            last[part] = bucket
+        return _BucketSum(self._combined([array for _, array in partials.part(part)]), bucket, in_place)
 
-    def _exchanged(self, parts: list[tuple[Node, Array]]) -> Pending:
-        self.wire_bytes += sum(array.nbytes for _, array in parts)
-        return exchange(self.communicator, self._tree, self._nodes, parts)
+    def _combined(self, arrays: list[Array]) -> Pending:
+        self.wire_bytes += sum(array.nbytes for array in arrays)
+        return self.communicator.combine(arrays, self._order)
 
     def _finish_shards(
         self, found: _Found, slabs: dict[int, SlabReduction], own: Ticket, rows: Array
@@ -230,7 +241,7 @@ class Canonical(AllReduce):
         """Agree on the step, start what is left in one order on all ranks, and wait for everything."""
         given = found.pairs(own)
         order = sorted(slabs, key=lambda number: (number != self._leading_slab, number))
-        if self._leading_slab in slabs and self._is_pair:
+        if self._leading_slab in slabs and self._streams:
             slabs[self._leading_slab].start_complete_buckets()
         total, presence = self._agreement.total(own, given)
         self.communicator.all_reduce(rows.reshape(-1)).wait()  # others have zeros there: nothing is rounded
@@ -278,8 +289,7 @@ class Canonical(AllReduce):
 
     def _sum_loose(self, found: _Found, members: list[Variable], divisor: float | None) -> dict[int, Array]:
         """Sum the gradients of several variables of one dtype as one array."""
-        parts = [(node, _packed(gradients, members)) for node, gradients in found.loose]
-        total = self._exchanged(parts).wait()
+        total = self._combined([_packed(gradients, members) for _, gradients in found.loose]).wait()
         if divisor is not None:
             total /= total.dtype.type(divisor)
         views: dict[int, Array] = {}
@@ -350,71 +360,37 @@ _MIXED = (
 )
 
 
-class _BucketSum:
-    """A bucket's sum over all shards, under way; in float32 where the bucket is of 16 bits."""
+@dataclass(frozen=True)
+class _SlabMemory:
+    """Where the sums of a slab over a rank's shards are made.
 
-    def __init__(self, pending: Pending, bucket: Array) -> None:
+    Attributes:
+        buffers: of all shards but the last, see `Partials`; in the dtype that values are combined in.
+        last: of the last one: the slab's gradients themselves, or memory of their length where these are of
+            16 bits, or not all ranks know whether they are shared.
+        shared: whether all ranks read and write them in place.
+    """
+
+    buffers: list[Array]
+    last: Array
+    shared: bool
+
+
+class _BucketSum:
+    """A bucket's sum over all shards, under way, in the bucket or in an array of its own."""
+
+    def __init__(self, pending: Pending, bucket: Array, in_place: bool) -> None:
         self._pending = pending
         self._bucket = bucket
+        self._in_place = in_place
 
     def finish(self, divisor: float | None) -> None:
         """See `BucketReduction.finish`."""
         total = self._pending.wait()
         if divisor is not None:
             total /= total.dtype.type(divisor)
-        if total.dtype != self._bucket.dtype:
+        if not self._in_place:
             self._bucket[...] = total
-
-
-def exchange(
-    communicator: Communicator,
-    tree: Tree,
-    nodes: Sequence[Sequence[Node]],
-    parts: Sequence[tuple[Node, Array]],
-) -> Pending:
-    """Start the sum over all ranks' nodes, in the tree's order, into the array of the last part. Collective.
-
-    Every rank adds up one part of the elements for all.
-
-    Args:
-        communicator: the ranks.
-        tree: the order.
-        nodes: of each rank, from left to right.
-        parts: this rank's nodes with their sums, flat and contiguous, [n], all of one dtype. Overwritten.
-
-    Cost: with one node for each rank, that of an all_reduce; otherwise the first half of the traffic,
-        all-to-all, is that many times more.
-    """
-    result = parts[-1][1]
-    if communicator.size == 1:
-        return Done(result)
-    if _is_pair(nodes):
-        return communicator.all_reduce(result)  # a + b has the same bits as b + a
-    rank = communicator.rank
-    cuts = cut(result.size, communicator.size)
-    xp = namespace(result)
-    sent = [
-        result[:0] if other == rank else _joined(xp, [array[part] for _, array in parts])
-        for other, part in enumerate(cuts)
-    ]
-    values = {node: array[cuts[rank]] for node, array in parts}
-    own = values[parts[-1][0]]
-    for other, received in enumerate(communicator.all_to_all(sent)):
-        if other != rank:
-            pieces = received.reshape(len(nodes[other]), own.size)
-            values.update(zip(nodes[other], pieces, strict=True))
-    total = tree.fold(values, _added)
-    if total is not own:
-        own[...] = total
-    return communicator.all_gather_parts(result)
-
-
-def _is_pair(nodes: Sequence[Sequence[Node]]) -> bool:
-    return len(nodes) == 2 and all(len(own) == 1 for own in nodes)
-
-
-def _joined(xp: Any, arrays: list[Array]) -> Array:
-    return arrays[0] if len(arrays) == 1 else xp.concatenate(arrays)
 
 
 def _added(left: Array, right: Array) -> Array:

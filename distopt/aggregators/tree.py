@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias, TypeVar
 
 from distopt.backend import Array
+from distopt.communicators import SumOrder
 
 __all__ = ["Node", "Partials", "Tree"]
 
@@ -81,6 +82,25 @@ class Tree:
             self.push(kept, (shard, shard + 1), None, _nothing)
             most = max(most, len(kept))
         return most
+
+    def order_of(self, nodes: Sequence[Sequence[Node]]) -> SumOrder:
+        """Return in which order to add the nodes of all ranks, which make up the whole tree.
+
+        Args:
+            nodes: of each rank, from left to right, at least one.
+
+        Raises:
+            ValueError: they don't make up the tree, each shard once.
+        """
+        additions: list[tuple[int, int]] = []
+
+        def note(left: int, right: int) -> int:
+            additions.append((left, right))
+            return left
+
+        numbered = [node for own in nodes for node in own]
+        self.fold({node: number for number, node in enumerate(numbered)}, note)
+        return SumOrder(tuple(len(own) for own in nodes), tuple(additions))
 
     def fold(self, parts: Mapping[Node, T], add: Callable[[T, T], T]) -> T:
         """Combine nodes that make up the whole tree.

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from distopt.aggregators.canonical import exchange
 from distopt.aggregators.tree import Tree
 from distopt.backend import Device, choose_device
 from distopt.bench import blas
@@ -185,7 +184,7 @@ def _exchanges(options: Options, communicator: Communicator, size: int) -> dict[
             communicator.all_reduce(array[part]).wait()
         communicator.barrier()
 
-    flat = np.zeros(count, np.float32)
+    flat = communicator.allocate(count, np.float32)
     competitors: dict[str, Callable[[], object]] = {_PLAIN: lambda: plain(flat)}
     for shards in options.tried(communicator.size):
         competitors[f"V={shards}"] = _ordered(communicator, shards, flat)
@@ -206,13 +205,14 @@ def _ordered(communicator: Communicator, shards: int, flat: Any) -> Callable[[],
     tree = Tree(shards)
     spans = [range(part.start, part.stop) for part in cut(shards, communicator.size)]
     nodes = [tree.nodes_of(span) for span in spans]
-    own = nodes[communicator.rank]
-    arrays = [*(np.zeros_like(flat) for _ in own[:-1]), flat]
+    order = tree.order_of(nodes)
+    most = max(order.counts)
+    partials = [communicator.allocate(flat.size, flat.dtype) for _ in range(most - 1)]
+    arrays = [*partials[: order.counts[communicator.rank] - 1], flat]
 
     def run_once() -> None:
         for part in _buckets(flat.size):
-            parts = [(node, array[part]) for node, array in zip(own, arrays, strict=True)]
-            exchange(communicator, tree, nodes, parts).wait()
+            communicator.combine([array[part] for array in arrays], order).wait()
         communicator.barrier()
 
     return run_once

@@ -8,6 +8,7 @@ from distopt.communicators.connect import connect
 from distopt.communicators.gathering import GatheringCommunicator
 from distopt.communicators.guard import guard
 from distopt.communicators.local import LocalCommunicator
+from distopt.communicators.sum_order import SumOrder
 
 __all__ = [
     "Communicator",
@@ -15,6 +16,7 @@ __all__ = [
     "LocalCommunicator",
     "Pending",
     "ReduceOp",
+    "SumOrder",
     "connect",
     "guard",
 ]

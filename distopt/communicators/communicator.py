@@ -20,7 +20,8 @@ from typing import Any, ClassVar, Literal, NoReturn, Self, TypeAlias, get_args
 import ml_dtypes
 import numpy as np
 
-from distopt.backend import Array, device_of
+from distopt.backend import Array, device_of, namespace
+from distopt.communicators.sum_order import SumOrder
 from distopt.errors import CommunicatorError
 
 __all__ = [
@@ -331,6 +332,41 @@ class Communicator(ABC):
         call = Call("all_to_all", str(parts[0].dtype))
         return self._all_to_all(parts, call, self._begin(call))
 
+    def combine(self, arrays: Sequence[Array], order: SumOrder) -> Pending:
+        """Sum arrays of which each rank brings some, in a given order, into the last one of each rank.
+
+        The order alone decides the bits: not who adds, nor how the arrays are cut for it.
+
+        Args:
+            arrays: `order.counts[rank]` of them, C-contiguous and writable, each [n], of one dtype; the same
+                n and dtype on all ranks. float32, float64 or an integer: 16-bit floats must be converted, so
+                that sums are rounded once. Overwritten.
+            order: of the sum, the same on all ranks.
+
+        Returns:
+            A handle; its `wait()` returns the last array, which holds the sum.
+
+        Raises:
+            TypeError, ValueError, CommunicatorError: as `all_reduce`; or other arrays than `order` says.
+
+        Cost: where all arrays of all ranks are shared (`is_shared`), each number is read once, and its sum
+            written once to each rank; nothing blocks before `wait()`. Otherwise it is that of an all_reduce
+            with one array for each rank; with more, the first half of the traffic is that many times more.
+        """
+        self._check_combine(arrays, order)
+        result = arrays[-1]
+        call = Call("combine", str(order.counts), tuple(result.shape), str(result.dtype))
+        number = self._begin(call)
+        return self._combine(arrays, order, call, number) if result.size else Done(result)
+
+    def is_shared(self, values: Array) -> bool:
+        """Say whether an array lies in memory from `allocate` that all ranks see.
+
+        The same on all ranks, for the same part of what they allocated together.
+        """
+        del values
+        return False
+
     def all_gather_rows(self, values: Array) -> list[Array]:
         """Return the arrays of all ranks, by rank, which may have different lengths.
 
@@ -518,6 +554,25 @@ class Communicator(ABC):
                     f"on {self.where}."
                 )
 
+    def _check_combine(self, arrays: Sequence[Array], order: SumOrder) -> None:
+        if len(order.counts) != self.size or len(arrays) != order.counts[self.rank]:
+            raise ValueError(
+                f"combine: the order is of {order.counts} arrays by rank, got {len(arrays)} on {self.where}."
+            )
+        for array in arrays:
+            self._check_reduction("combine", array, "sum")
+            self._check_flat("combine", array)
+            if array.dtype != arrays[-1].dtype or array.size != arrays[-1].size:
+                raise ValueError(
+                    f"combine: all arrays must have one dtype and length, got {array.dtype}[{array.size}] "
+                    f"and {arrays[-1].dtype}[{arrays[-1].size}] on {self.where}."
+                )
+        if wire_dtype(arrays[-1].dtype) != arrays[-1].dtype:
+            raise TypeError(
+                f"combine: got arrays of {arrays[-1].dtype} on {self.where}; convert them to float32, so "
+                "that the sum is rounded once."
+            )
+
     def _check_root(self, operation: str, root: int) -> None:
         if not 0 <= root < self.size:
             raise ValueError(
@@ -541,6 +596,33 @@ class Communicator(ABC):
 
     @abstractmethod
     def _all_to_all(self, parts: Sequence[Array], call: Call, number: int) -> list[Array]: ...
+
+    def _combine(self, arrays: Sequence[Array], order: SumOrder, call: Call, number: int) -> Pending:
+        """Send everyone its part, add up one's own, and gather the parts."""
+        del call, number  # the collectives that this is made of have their own
+        result = arrays[-1]
+        if order.is_pair:
+            return self.all_reduce(result)
+        if self.size == 1:
+            total = order.total(arrays)
+            if total is not result:
+                result[...] = total
+            return Done(result)
+        cuts = cut(result.size, self.size)
+        own = cuts[self.rank]
+        join = namespace(result).concatenate
+        sent = [
+            result[:0] if other == self.rank else join([array[part] for array in arrays])
+            for other, part in enumerate(cuts)
+        ]
+        pieces: list[Array] = []
+        for other, received in enumerate(self.all_to_all(sent)):
+            if other == self.rank:
+                pieces += [array[own] for array in arrays]
+            else:
+                pieces += list(received.reshape(order.counts[other], own.stop - own.start))
+        result[own] = order.total(pieces)
+        return self.all_gather_parts(result)
 
     @abstractmethod
     def _all_gather_rows(self, values: Array, call: Call, number: int) -> list[Array]: ...

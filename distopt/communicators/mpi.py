@@ -52,8 +52,10 @@ from distopt.communicators.communicator import (
 )
 from distopt.communicators.hierarchical import Hierarchical, MessageSteps
 from distopt.communicators.ring import Ring
+from distopt.communicators.shared_combine import SharedCombine
 from distopt.communicators.shared_memory import SharedMemory
 from distopt.communicators.shared_reduce import HostSteps, SharedReduce
+from distopt.communicators.sum_order import SumOrder
 from distopt.communicators.tuning import Choice
 from distopt.communicators.watchdog import Note, Wait, Watchdog
 from distopt.errors import CommunicatorError
@@ -452,6 +454,7 @@ class MpiCommunicator(Communicator):
         if self._watchdog is not None:
             self._watchdog.watch(self.label, lambda: self.sequence)
         self._steps = HostSteps(SharedMemory(self._neighbours, self._first_problem), self._waiting)
+        self._combining = SharedCombine(self._steps)
         one_host = 1 < self.size == self.local_size
         self._algorithms: list[Algorithm] = []
         if self._overlap:
@@ -562,6 +565,7 @@ class MpiCommunicator(Communicator):
         for algorithm in self._algorithms:
             algorithm.close()
         self._steps.close()
+        self._combining.close()
         super().close()
         self._careful = True
         if self._watchdog is not None and self._notes_mpi is not None:
@@ -677,14 +681,33 @@ class MpiCommunicator(Communicator):
                 -1
             ]  # nothing to send; and where nothing lies is not the same on all ranks
         if self._checked:
-            with self._waiting("all_reduce", number):
-                found = self._mpi.allgather(self._steps.holds(flat))
-            if len(set(found)) > 1:
-                raise CommunicatorError(
-                    f"{self.where}: collective number {number} reduces memory of `allocate` on some ranks "
-                    f"and other memory on others, by rank: {found}. Allocate on all ranks, or on none."
-                )
+            self._check_memory(self._steps.holds(flat), number)
         return self._choice.choose(flat, op, number)
+
+    def is_shared(self, values: Array) -> bool:
+        """See `Communicator.is_shared`."""
+        return self._in_steps(values)
+
+    def _combine(self, arrays: Sequence[Array], order: SumOrder, call: Call, number: int) -> Pending:
+        shared = not order.is_pair and all(self._in_steps(array) for array in arrays)
+        if self._checked:
+            self._check_memory(shared, number)
+        if not shared or not self._combining.can(order):
+            return super()._combine(arrays, order, call, number)
+        with self._translate_errors(call.operation, number):
+            for other in self._queueing:
+                if other.backlog is not self._steps.backlog:
+                    other.flush()  # see `_alone`
+            return self._combining.start(arrays, order, number)
+
+    def _check_memory(self, shared: bool, number: int) -> None:
+        with self._waiting("all_reduce", number):
+            found = self._mpi.allgather(shared)
+        if len(set(found)) > 1:
+            raise CommunicatorError(
+                f"{self.where}: collective number {number} reduces memory of `allocate` on some ranks and "
+                f"other memory on others, by rank: {found}. Allocate on all ranks, or on none."
+            )
 
     def _in_steps(self, values: Array) -> bool:
         """Whether a collective of this array goes by shared memory."""

@@ -147,6 +147,19 @@ class SharedMemory:
         region, offset = found
         return [part[offset : offset + flat.nbytes].view(flat.dtype) for part in region.parts]
 
+    def view(self, rank: int, number: int, offset: int, size: int, dtype: np.dtype[Any]) -> Array:
+        """Return what a rank of the host has at a place of a region, [size].
+
+        Args:
+            rank: whose, on this host.
+            number: of the region.
+            offset: in bytes.
+            size: number of elements.
+            dtype: of the elements.
+        """
+        region = next(region for region in self._regions if region.number == number)
+        return region.parts[rank][offset : offset + size * dtype.itemsize].view(dtype)
+
     def close(self) -> None:
         """Let go of the regions; arrays in them stay valid as long as they are referred to."""
         self._regions.clear()

@@ -239,8 +239,12 @@ class HostSteps:
             A handle, whose `wait()` returns `flat`.
         """
         work, token = self.plan(operation, flat, op)
+        return self.submit(work, token, number, flat)
+
+    def submit(self, work: Share, token: int, number: int, result: Array) -> Pending:
+        """Come to a step of all ranks of the host, see `Turns.submit`; its `wait()` gives `result`."""
         turns = self.turns
-        return _Step(turns, turns.submit(work, token, number), flat)
+        return _Step(turns, turns.submit(work, token, number), result)
 
     def plan(self, operation: str, flat: Array, op: str) -> tuple[Share, int]:
         """Return what this rank does in such a collective, and the token that names it."""

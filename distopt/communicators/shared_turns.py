@@ -25,12 +25,16 @@ from distopt.communicators.algorithm import Waiting
 from distopt.communicators.shared_memory import Region
 from distopt.errors import CommunicatorError
 
-__all__ = ["PART_BYTES", "Backlog", "Turns"]
+__all__ = ["PART_BYTES", "TABLE_ROWS", "TABLE_WIDTH", "Backlog", "Turns"]
 
 _LINE = 16  # words of 8 bytes: two cache lines, since processors fetch neighbours in pairs
 _ARRIVED, _DONE, _TOKENS = 0, _LINE, 2 * _LINE
 _IN_FLIGHT = 64  # steps that a rank may be ahead: each has a word for its token
-PART_BYTES: Final = 8 * (_TOKENS + _IN_FLIGHT)
+_TABLE = _TOKENS + _IN_FLIGHT
+TABLE_ROWS: Final = 2 * _IN_FLIGHT
+"""A row written before `submit` is not written again before that step is over, if rows go round."""
+TABLE_WIDTH: Final = 32
+PART_BYTES: Final = 8 * (_TABLE + TABLE_ROWS * TABLE_WIDTH)
 """How much of a region the counters of a rank need."""
 
 _POLLS = 16  # some 5 microseconds; then another rank may need this core to come here
@@ -67,12 +71,15 @@ class Turns:
 
     Attributes:
         backlog: see above. Empty: no other rank waits for this one.
+        tables: of each rank, [TABLE_ROWS * TABLE_WIDTH]: what it tells the others of its steps. What a rank
+            wrote before `submit` is there when the others do their share.
     """
 
     def __init__(self, region: Region, rank: int, waiting: Waiting, backlog: Backlog) -> None:
         self._words = [memoryview(cast("Any", part))[: part.size // 8 * 8].cast("q") for part in region.parts]
         self._own = self._words[rank]
         self._others = [words for other, words in enumerate(self._words) if other != rank]
+        self.tables = [words[_TABLE : _TABLE + TABLE_ROWS * TABLE_WIDTH] for words in self._words]
         self._neighbours = [other for other in range(len(self._words)) if other != rank]
         self._rank = rank
         self._waiting = waiting

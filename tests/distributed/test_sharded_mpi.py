@@ -21,7 +21,7 @@ class RankOrdered(AllReduce):
     def _start_bucket(self, slab, part):
         return ScatteredReduction(self.communicator, slab.gradients[part], whole=True)
 
-    def _sum_packed(self, packed, divisor):
+    def _sum_packed(self, packed, divisor, variables):
         ScatteredReduction(self.communicator, packed, whole=True).finish(divisor)
 
 
