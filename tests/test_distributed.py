@@ -4,7 +4,7 @@ import subprocess
 import pytest
 from launching import needs_mpirun, run_python
 
-SECONDS = 280
+SECONDS = 900
 
 
 @needs_mpirun
