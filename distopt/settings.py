@@ -20,7 +20,7 @@ class Settings:
         learning_rate: initial rate; None takes the task's.
         log_every: steps between two lines of progress.
         checkpoint_every: steps between two checkpoints; one is always written at the end.
-        bucket_bytes: size of the pieces in which gradients are reduced.
+        bucket_bytes: size of the pieces in which gradients are reduced; None measures it at the start.
         prefetch: how many batches are made ahead.
         output: folder for metrics, checkpoints and weights; None writes nothing.
 
@@ -34,12 +34,14 @@ class Settings:
     learning_rate: float | None = None
     log_every: int = 50
     checkpoint_every: int = 1000
-    bucket_bytes: int = 4 << 20
+    bucket_bytes: int | None = None
     prefetch: int = 2
     output: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("global_batch", "log_every", "checkpoint_every", "bucket_bytes"):
+        if self.bucket_bytes is not None and self.bucket_bytes < 1:
+            raise ValueError(f"bucket_bytes must be at least 1, got {self.bucket_bytes}")
+        for name in ("global_batch", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("steps", "seed", "prefetch"):

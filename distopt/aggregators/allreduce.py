@@ -8,7 +8,8 @@ from typing import Any
 
 from distopt.aggregators.aggregator import Aggregator, Pair
 from distopt.aggregators.agreement import Agreement
-from distopt.aggregators.buckets import BucketReduction, PlainReduction, SlabReduction
+from distopt.aggregators.bucket_size import DEFAULT_BUCKET_BYTES, measured_bucket_bytes
+from distopt.aggregators.buckets import BucketReduction, PlainReduction, RecordedReduction, SlabReduction
 from distopt.aggregators.loose import RowsBesides, reduce_loose
 from distopt.aggregators.ticket import Ticket
 from distopt.backend import Array
@@ -28,16 +29,22 @@ class AllReduce(Aggregator):
         communicator: over whose ranks.
         reduction: "mean": the sum over ranks divided by the examples of the global batch, which are
             counted in the same step, so ranks with unequal or no examples are right. "sum": the sum.
-        bucket_bytes: size of the pieces that are reduced at a time, in bytes. 4 MiB measured best for
-            MPI within a host.
+        bucket_bytes: size of the pieces that are reduced at a time, in bytes; None: measured at the first
+            step where ranks are processes (see `bucket_size`), else 4 MiB. With 3 ranks or more the order
+            of additions depends on the size: give one where runs shall repeat to the last bit.
 
     Raises:
         ValueError: unknown reduction, or `bucket_bytes` below 1.
         TypeError: `communicator` is none.
+
+    Attributes:
+        bucket_bytes: size of a bucket; None until it is measured.
+        recorder: told of what happened when, (lane, name, start, stop) with times of `perf_counter`: of the
+            lanes "backward", "buckets" (from start until its end is noticed) and "exposed". None: nothing is.
     """
 
     def __init__(
-        self, communicator: Communicator, reduction: str = "mean", bucket_bytes: int = 4 << 20
+        self, communicator: Communicator, reduction: str = "mean", bucket_bytes: int | None = None
     ) -> None:
         super().__init__()
         given: Any = communicator
@@ -47,12 +54,14 @@ class AllReduce(Aggregator):
             )
         if reduction not in ("sum", "mean"):
             raise ValueError(f"reduction must be 'sum' or 'mean' (by global batch), got {reduction!r}")
-        if bucket_bytes < 1:
+        if bucket_bytes is not None and bucket_bytes < 1:
             raise ValueError(f"bucket_bytes must be at least 1, got {bucket_bytes}")
         self.communicator = communicator
         self.reduction = reduction
         self.bucket_bytes = bucket_bytes
-        self._agreement = Agreement(communicator, f"AllReduce(reduction={reduction!r}, {bucket_bytes} bytes)")
+        self.recorder: Callable[[str, str, float, float], None] | None = None
+        size = "measured" if bucket_bytes is None else f"{bucket_bytes} bytes"
+        self._agreement = Agreement(communicator, f"AllReduce(reduction={reduction!r}, {size})")
         self._leading_slab: int | None = None
 
     def reduce(self, pairs: Iterable[Pair], ticket: Ticket | None = None) -> list[Pair]:
@@ -73,19 +82,27 @@ class AllReduce(Aggregator):
         self.wire_bytes = 0
         slabs: dict[int, SlabReduction] = {}
         given = self._consume(pairs, slabs)
-        return self._timed(lambda: self._finish(given, slabs, ticket or Ticket()))
+        return self._timed("finish", lambda: self._finish(given, slabs, ticket or Ticket()))
 
-    def _timed(self, communicate: Callable[[], Any]) -> Any:
+    def _timed(self, name: str, communicate: Callable[[], Any]) -> Any:
         began = time.perf_counter()
         result = communicate()
-        self.exposed_seconds += time.perf_counter() - began
+        ended = time.perf_counter()
+        self.exposed_seconds += ended - began
+        self._record("exposed", name, began, ended)
         return result
+
+    def _record(self, lane: str, name: str, began: float, ended: float) -> None:
+        if self.recorder is not None:
+            self.recorder(lane, name, began, ended)
 
     def _consume(self, pairs: Iterable[Pair], slabs: dict[int, SlabReduction]) -> list[Pair]:
         """Pull the pairs, starting each bucket when it is complete and polling those in flight."""
         given: list[Pair] = []
         seen: set[int] = set()
+        resumed = time.perf_counter()
         for gradient, variable in pairs:
+            self._record("backward", variable.name, resumed, time.perf_counter())
             if id(variable) in seen:
                 raise ValueError(
                     f"variable {variable.name!r} comes twice; add its gradients up before reducing them"
@@ -95,7 +112,8 @@ class AllReduce(Aggregator):
             slab = variable.slab
             if slab is not None:
                 if slab.number not in slabs:
-                    slabs[slab.number] = SlabReduction(slab, self._start_bucket, self.bucket_bytes)
+                    size = self.bucket_bytes or DEFAULT_BUCKET_BYTES
+                    slabs[slab.number] = SlabReduction(slab, self._start_recorded, size)
                 if isinstance(gradient, IndexedSlices):
                     variable.gradient[...] = 0  # the rows go by themselves, at the end
                 elif gradient is not None and gradient is not variable.gradient:
@@ -104,10 +122,29 @@ class AllReduce(Aggregator):
                     slabs[slab.number].add(variable)
             leading = slabs.get(self._leading_slab) if self._leading_slab is not None else None
             if leading is not None:
-                self._timed(leading.start_complete_buckets)
-            # MPI moves data only inside its calls; without this, nothing would overlap.
-            self._timed(self.communicator.progress)
+                self._timed("start", leading.start_complete_buckets)
+            # MPI moves data only inside its calls; without this, little would overlap.
+            self._timed("poll", self.communicator.progress)
+            resumed = time.perf_counter()
         return given
+
+    def _start_recorded(self, slab: Slab, part: slice) -> BucketReduction:
+        began = time.perf_counter()
+        bucket = self._start_bucket(slab, part)
+        if self.recorder is None:
+            return bucket
+        name = f"{(part.stop - part.start) * slab.dtype.itemsize} bytes"
+        return RecordedReduction(bucket, lambda: self._record("buckets", name, began, time.perf_counter()))
+
+    def _measure_bucket(self, slabs: dict[int, SlabReduction]) -> None:
+        """Decide the size of buckets, once: in the first step with an arena, before any bucket starts."""
+        if self.bucket_bytes is None and slabs:
+            self.bucket_bytes = DEFAULT_BUCKET_BYTES
+            if self.communicator.size > 1 and self.communicator.processes:
+                largest = max(found.slab.gradients.nbytes for found in slabs.values())
+                self.bucket_bytes = measured_bucket_bytes(self.communicator, largest)
+            for found in slabs.values():
+                found.set_bucket_bytes(self.bucket_bytes)
 
     def _start_bucket(self, slab: Slab, part: slice) -> BucketReduction:
         """Start the sum of a part of a slab's gradients, complete on this rank; to be overridden."""
@@ -125,6 +162,7 @@ class AllReduce(Aggregator):
         # Backward gives gradients as they become final, the missing ones last: sort that out.
         ordered = sorted(given, key=lambda pair: pair[1].number)
         self._agreement.start(ordered)
+        self._measure_bucket(slabs)
         # Only one slab streams, the first one of the step before: the order in which gradients come
         # depends on which a rank has, the order of the slabs does not.
         order = sorted(slabs, key=lambda number: (number != self._leading_slab, number))
