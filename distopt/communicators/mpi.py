@@ -351,6 +351,13 @@ class MpiCommunicator(Communicator):
         if not one_host:
             levels, self._inner = make_hierarchical(self._mpi, neighbours, self._waiting, background)
             self._algorithms.append(levels)
+        if self._overlap:
+            # Only these move on while the main thread computes, and one by itself never waits for another.
+            self.prefer("hierarchical" if self._spans_hosts_of_several() else "ring")
+
+    def _spans_hosts_of_several(self) -> bool:
+        counts = self._mpi.allgather(self.local_size)
+        return 1 < max(counts) < self._mpi.Get_size()
 
     def prefer(self, name: str) -> None:
         """Do all_reduce by the algorithm of that name, wherever it can. The same on all ranks.
