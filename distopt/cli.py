@@ -46,7 +46,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint there.")] = False,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 1000,
     log_every: Annotated[int, typer.Option(help="Steps between lines of progress.")] = 50,
-    bucket_mib: Annotated[float, typer.Option(help="Size of a gradient bucket, in MiB.")] = 4.0,
+    bucket_mib: Annotated[
+        float | None, typer.Option(help="Size of a gradient bucket, in MiB; measured when not given.")
+    ] = None,
     prefetch: Annotated[int, typer.Option(help="Batches made ahead; 0 makes them in the step.")] = 2,
     progress_style: Annotated[
         str, typer.Option("--progress", help="bar, lines, or auto: a bar on a terminal.")
@@ -90,7 +92,7 @@ def train(
             learning_rate=learning_rate,
             log_every=log_every,
             checkpoint_every=checkpoint_every,
-            bucket_bytes=int(bucket_mib * (1 << 20)),
+            bucket_bytes=None if bucket_mib is None else int(bucket_mib * (1 << 20)),
             prefetch=prefetch,
             output=output,
             local_steps=local_steps,

@@ -12,6 +12,7 @@ from distopt.aggregators import (
     LocalSGD,
     Sharded,
 )
+from distopt.aggregators.bucket_size import DEFAULT_BUCKET_BYTES
 from distopt.communicators import Communicator
 from distopt.settings import Settings
 
@@ -20,7 +21,7 @@ __all__ = ["make_aggregator"]
 
 def make_aggregator(settings: Settings, communicator: Communicator) -> Aggregator:
     """Return the aggregator that averages gradients over the global batch as the settings say."""
-    bucket_bytes = settings.bucket_bytes
+    bucket_bytes = settings.bucket_bytes or DEFAULT_BUCKET_BYTES
     if settings.canonical is not None:
         return Canonical(communicator, settings.canonical, "mean", bucket_bytes)
     if settings.adasum:
@@ -30,7 +31,7 @@ def make_aggregator(settings: Settings, communicator: Communicator) -> Aggregato
     if settings.codec is not None:
         plain: AllReduce = Compressed(communicator, settings.codec, "mean", bucket_bytes)
     else:
-        plain = AllReduce(communicator, "mean", bucket_bytes)
+        plain = AllReduce(communicator, "mean", settings.bucket_bytes)  # None: measured
     if settings.local_steps > 1:
         return LocalSGD(communicator, settings.local_steps, settings.local_start, plain)
     return Delayed(plain) if settings.delayed else plain

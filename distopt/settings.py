@@ -21,7 +21,7 @@ class Settings:
         learning_rate: initial rate; None takes the task's.
         log_every: steps between two lines of progress.
         checkpoint_every: steps between two checkpoints; one is always written at the end.
-        bucket_bytes: size of the pieces in which gradients are reduced.
+        bucket_bytes: size of the pieces in which gradients are reduced; None measures it at the start.
         prefetch: how many batches are made ahead.
         output: folder for metrics, checkpoints and weights; None writes nothing.
         local_steps: above 1, ranks train by themselves and average every so many steps (local SGD).
@@ -50,7 +50,7 @@ class Settings:
     learning_rate: float | None = None
     log_every: int = 50
     checkpoint_every: int = 1000
-    bucket_bytes: int = 4 << 20
+    bucket_bytes: int | None = None
     prefetch: int = 2
     output: Path | None = None
     local_steps: int = 1
@@ -65,7 +65,8 @@ class Settings:
     shard_optimizer: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("global_batch", "log_every", "checkpoint_every", "bucket_bytes", *_COUNTS):
+        counts = ("global_batch", "log_every", "checkpoint_every", "local_steps", "micro_batches")
+        for name in (*counts, *(() if self.bucket_bytes is None else ("bucket_bytes",))):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("steps", "seed", "prefetch", "local_start", "drift_check_every"):
@@ -108,6 +109,3 @@ class Settings:
         asked = [f"{name}={getattr(self, name)}" for name, is_asked in ways.items() if is_asked]
         if len(asked) > 1:
             raise ValueError(f"these are different ways to combine ranks, choose one: {', '.join(asked)}")
-
-
-_COUNTS = ("local_steps", "micro_batches")

@@ -8,7 +8,8 @@ from typing import Any
 
 from distopt.aggregators.aggregator import Aggregator, Pair, begin_step
 from distopt.aggregators.agreement import Agreement, DisagreementError
-from distopt.aggregators.buckets import BucketReduction, PlainReduction, SlabReduction
+from distopt.aggregators.bucket_size import DEFAULT_BUCKET_BYTES, measured_bucket_bytes
+from distopt.aggregators.buckets import BucketReduction, PlainReduction, RecordedReduction, SlabReduction
 from distopt.aggregators.loose import reduce_loose
 from distopt.aggregators.sparse import (
     RowsInArena,
@@ -35,8 +36,9 @@ class AllReduce(Aggregator):
         communicator: over whose ranks.
         reduction: "mean": the sum over ranks divided by the examples of the global batch, which are
             counted in the same step, so ranks with unequal or no examples are right. "sum": the sum.
-        bucket_bytes: size of the pieces that are reduced at a time, in bytes. 4 MiB measured best for
-            MPI within a host.
+        bucket_bytes: size of the pieces that are reduced at a time, in bytes; None: measured at the first
+            step where ranks are processes (see `bucket_size`), else 4 MiB. With 3 ranks or more the order
+            of additions depends on the size: give one where runs shall repeat to the last bit.
         sparse: how rows of variables outside an arena go: "rows", "dense" for the whole table, or "auto"
             for what is faster; see `SparseExchange`. The result is the same. Rows of an arena's variables
             are summed in the arena; keep a large table of which few rows are in use out of it.
@@ -44,13 +46,18 @@ class AllReduce(Aggregator):
     Raises:
         ValueError: unknown reduction or `sparse`, or `bucket_bytes` below 1.
         TypeError: `communicator` is none.
+
+    Attributes:
+        bucket_bytes: size of a bucket; None until it is measured.
+        recorder: told of what happened when, (lane, name, start, stop) with times of `perf_counter`: of the
+            lanes "backward", "buckets" (from start until its end is noticed) and "exposed". None: nothing is.
     """
 
     def __init__(
         self,
         communicator: Communicator,
         reduction: str = "mean",
-        bucket_bytes: int = 4 << 20,
+        bucket_bytes: int | None = None,
         sparse: SparseMode = "auto",
     ) -> None:
         super().__init__()
@@ -61,14 +68,16 @@ class AllReduce(Aggregator):
             )
         if reduction not in ("sum", "mean"):
             raise ValueError(f"reduction must be 'sum' or 'mean' (by global batch), got {reduction!r}")
-        if bucket_bytes < 1:
+        if bucket_bytes is not None and bucket_bytes < 1:
             raise ValueError(f"bucket_bytes must be at least 1, got {bucket_bytes}")
         self.communicator = communicator
         self.reduction = reduction
         self.bucket_bytes = bucket_bytes
+        self.recorder: Callable[[str, str, float, float], None] | None = None
+        size = "measured" if bucket_bytes is None else f"{bucket_bytes} bytes"
         self.sparse = SparseExchange(communicator, sparse)
         self._agreement = Agreement(
-            communicator, f"AllReduce(reduction={reduction!r}, {bucket_bytes} bytes, sparse={sparse!r})"
+            communicator, f"AllReduce(reduction={reduction!r}, {size}, sparse={sparse!r})"
         )
         self._leading_slab: int | None = None
         self._slabs_before: dict[int, Slab] | None = None
@@ -106,20 +115,28 @@ class AllReduce(Aggregator):
         self.wire_bytes = self.sparse.wire_bytes = 0
         slabs: dict[int, SlabReduction] = {}
         given = self._consume(begin_step(self.communicator, pairs), slabs)
-        finish = self._timed(lambda: self._start_rest(given, slabs, ticket or Ticket()))
-        return lambda: self._timed(finish)
+        finish = self._timed("start", lambda: self._start_rest(given, slabs, ticket or Ticket()))
+        return lambda: self._timed("finish", finish)
 
-    def _timed(self, communicate: Callable[[], Any]) -> Any:
+    def _timed(self, name: str, communicate: Callable[[], Any]) -> Any:
         began = time.perf_counter()
         result = communicate()
-        self.exposed_seconds += time.perf_counter() - began
+        ended = time.perf_counter()
+        self.exposed_seconds += ended - began
+        self._record("exposed", name, began, ended)
         return result
+
+    def _record(self, lane: str, name: str, began: float, ended: float) -> None:
+        if self.recorder is not None:
+            self.recorder(lane, name, began, ended)
 
     def _consume(self, pairs: Iterable[Pair], slabs: dict[int, SlabReduction]) -> list[Pair]:
         """Pull the pairs, starting each bucket when it is complete and polling those in flight."""
         given: list[Pair] = []
         seen: set[int] = set()
+        resumed = time.perf_counter()
         for gradient, variable in pairs:
+            self._record("backward", variable.name, resumed, time.perf_counter())
             if id(variable) in seen:
                 raise ValueError(
                     f"variable {variable.name!r} comes twice; add its gradients up before reducing them"
@@ -131,7 +148,8 @@ class AllReduce(Aggregator):
             slab = variable.slab
             if slab is not None:
                 if slab.number not in slabs:
-                    slabs[slab.number] = SlabReduction(slab, self._start_bucket, self.bucket_bytes)
+                    size = self.bucket_bytes or DEFAULT_BUCKET_BYTES
+                    slabs[slab.number] = SlabReduction(slab, self._start_recorded, size)
                 if isinstance(gradient, IndexedSlices):
                     put_into_arena(gradient, variable)
                 elif gradient is not None and gradient is not variable.gradient:
@@ -140,10 +158,29 @@ class AllReduce(Aggregator):
                     slabs[slab.number].add(variable)
             leading = slabs.get(self._leading_slab) if self._leading_slab is not None else None
             if leading is not None:
-                self._timed(leading.start_complete_buckets)
-            # MPI moves data only inside its calls; without this, nothing would overlap.
-            self._timed(self.communicator.progress)
+                self._timed("start", leading.start_complete_buckets)
+            # MPI moves data only inside its calls; without this, little would overlap.
+            self._timed("poll", self.communicator.progress)
+            resumed = time.perf_counter()
         return given
+
+    def _start_recorded(self, slab: Slab, part: slice) -> BucketReduction:
+        began = time.perf_counter()
+        bucket = self._start_bucket(slab, part)
+        if self.recorder is None:
+            return bucket
+        name = f"{(part.stop - part.start) * slab.dtype.itemsize} bytes"
+        return RecordedReduction(bucket, lambda: self._record("buckets", name, began, time.perf_counter()))
+
+    def _measure_bucket(self, slabs: dict[int, SlabReduction]) -> None:
+        """Decide the size of buckets, once: in the first step with an arena, before any bucket starts."""
+        if self.bucket_bytes is None and slabs:
+            self.bucket_bytes = DEFAULT_BUCKET_BYTES
+            if self.communicator.size > 1 and self.communicator.processes:
+                largest = max(found.slab.gradients.nbytes for found in slabs.values())
+                self.bucket_bytes = measured_bucket_bytes(self.communicator, largest)
+            for found in slabs.values():
+                found.set_bucket_bytes(self.bucket_bytes)
 
     def _start_bucket(self, slab: Slab, part: slice) -> BucketReduction:
         """Start the sum of a part of a slab's gradients, complete on this rank; to be overridden."""
@@ -164,6 +201,7 @@ class AllReduce(Aggregator):
         # Backward gives gradients as they become final, the missing ones last: sort that out.
         ordered = sorted(given, key=lambda pair: pair[1].number)
         self._agreement.start(ordered)
+        self._measure_bucket(slabs)
         # Only one slab streams, the first one of the step before: the order in which gradients come
         # depends on which a rank has, the order of the slabs does not.
         own_slabs = {number: slabs[number].slab for number in slabs}
@@ -207,7 +245,9 @@ class AllReduce(Aggregator):
         number = self._leading_slab
         if number is not None and number not in slabs:
             slab = (self._slabs_before or {})[number]
-            slabs[number] = SlabReduction(slab, self._start_bucket, self.bucket_bytes)
+            slabs[number] = SlabReduction(
+                slab, self._start_recorded, self.bucket_bytes or DEFAULT_BUCKET_BYTES
+            )
 
     def _choose_leading(self, slabs: dict[int, Slab]) -> None:
         """Let the first slab stream in the next step, unless the slabs change from step to step."""

@@ -13,7 +13,7 @@ from distopt.backend import Array
 from distopt.communicators import Pending
 from distopt.variables import Slab, Variable
 
-__all__ = ["BucketReduction", "PlainReduction", "SlabReduction", "bucket_length"]
+__all__ = ["BucketReduction", "PlainReduction", "RecordedReduction", "SlabReduction", "bucket_length"]
 
 _LEAST_TAIL_BYTES = 64 << 10
 
@@ -43,6 +43,24 @@ class PlainReduction:
         self._pending.wait()
         if divisor is not None:
             self._bucket /= self._bucket.dtype.type(divisor)
+
+
+class RecordedReduction:
+    """A reduction whose end is noted.
+
+    Args:
+        reduction: the reduction.
+        ended: called when it has been waited for.
+    """
+
+    def __init__(self, reduction: BucketReduction, ended: Callable[[], None]) -> None:
+        self._reduction = reduction
+        self._ended = ended
+
+    def finish(self, divisor: float | None) -> None:
+        """See `BucketReduction.finish`."""
+        self._reduction.finish(divisor)
+        self._ended()
 
 
 def bucket_length(left: int, bucket: int, itemsize: int) -> int:
@@ -75,12 +93,17 @@ class SlabReduction:
     ) -> None:
         self.slab = slab
         self._start_bucket = start_bucket
-        self._bucket = max(1, bucket_bytes // slab.dtype.itemsize)
+        self._bucket = 1
+        self.set_bucket_bytes(bucket_bytes)
         self._final: set[int] = set()
         self._next_variable = 0
         self._complete = 0  # elements [0, complete) are final
         self._started = 0  # elements [0, started) are being reduced
         self._running: list[BucketReduction] = []
+
+    def set_bucket_bytes(self, bucket_bytes: int) -> None:
+        """Change the size of the buckets that start from now on."""
+        self._bucket = max(1, bucket_bytes // self.slab.dtype.itemsize)
 
     def add(self, variable: Variable) -> None:
         """Note that the segment of `variable` is final."""

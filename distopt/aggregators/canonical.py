@@ -150,7 +150,7 @@ class Canonical(AllReduce):
             rows[number] = [getattr(part, name) for name in _FIELDS]
         if expected:
             raise ValueError(_wrong_shard(None, self.own_shards, self.communicator))
-        return self._timed(lambda: self._finish_shards(found, slabs, own, rows))
+        return self._timed("finish", lambda: self._finish_shards(found, slabs, own, rows))
 
     def sum_over_shards(self, arrays: Sequence[Array]) -> Array:
         """Return the sum of small arrays over all shards, in the tree's order. Collective.
@@ -188,7 +188,7 @@ class Canonical(AllReduce):
             slab.fill_missing(slab.slab.variables)
         if number == self.own_shards[0] and not self._agreement.steps:
             # The first collectives: from here on the ranks are known to have the same slabs.
-            self._timed(lambda: self._agreement.start(_ordered(given)))
+            self._timed("start", lambda: self._agreement.start(_ordered(given)))
             for key in sorted(slabs):
                 self._memory[key] = self._allocated(slabs[key].slab)
         for slab in slabs.values():

@@ -226,6 +226,25 @@ def bench_sparse(
         sparse.main(communicator, chosen, rows, width, rounds, _text(json_path))
 
 
+@bench.command("overlap")
+def bench_overlap(
+    batch: Annotated[int, typer.Option(help="Examples of a rank.")] = 128,
+    rounds: Annotated[int, typer.Option(help="In each, every kind of step has a turn.")] = 20,
+    bucket_mib: Annotated[float | None, typer.Option(help="Bucket in MiB; measured when not given.")] = None,
+    hosts: Annotated[int, typer.Option(help="Pretended hosts (root on Linux), unless under mpirun.")] = 2,
+    rate: Annotated[str, typer.Option(help="Of their network cards, as tc writes it.")] = "1gbit",
+    trace: Annotated[Path | None, typer.Option(help="File for the timeline, to open in Perfetto.")] = None,
+    json_path: Json = None,
+) -> None:
+    """How much of the communication hides behind the backward pass, between hosts."""
+    from distopt.bench import overlap
+
+    with plain_errors():
+        size = None if bucket_mib is None else int(bucket_mib * (1 << 20))
+        options = overlap.Options(batch, rounds, size, hosts, rate, _text(trace))
+        overlap.main(options, _text(json_path))
+
+
 def _numbers(option: str, text: str) -> list[int]:
     numbers = [number.strip() for number in text.split(",")]
     if not all(number.isdigit() for number in numbers):
