@@ -1,15 +1,15 @@
 """Memory that the ranks of a host share: each rank's part of it is mapped by all of them.
 
-A region is a file in /dev/shm, which is memory. It is unlinked as soon as all ranks have opened it, so that
-nothing is left behind however a rank ends; and each rank reserves its part beforehand, because a full
-/dev/shm would otherwise show as a crash at the first touch (a container often has only 64 MB of it).
+A region is a file in /dev/shm, which is memory. It never has a name, so that nothing is left behind however
+and whenever a rank ends: the other ranks open it by way of the first one's /proc/PID/fd. Each rank reserves
+its part beforehand, because a full /dev/shm would otherwise show as a crash at the first touch (a container
+often has only 64 MB of it).
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import secrets
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,11 +20,9 @@ import numpy as np
 
 from distopt.backend import Array
 
-__all__ = ["FOLDER", "PREFIX", "Neighbours", "Region", "SharedMemory", "address_of"]
+__all__ = ["FOLDER", "Neighbours", "Region", "SharedMemory", "address_of"]
 
 FOLDER = Path("/dev/shm")
-PREFIX = "distopt-"
-"""How the names of region files begin, while they have one."""
 
 
 class Neighbours(Protocol):
@@ -91,14 +89,14 @@ class SharedMemory:
             long as the communicator, or as an array in it.
         """
         stride = -(-max(part_bytes, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
-        path, file, problem = None, -1, None
+        offered, file, problem = None, -1, None
         if self.rank == 0:
-            path, file, problem = _create(stride * self.size)
-        path = self._neighbours.broadcast_object(path)
+            offered, file, problem = _create(stride * self.size)
+        offered = self._neighbours.broadcast_object(offered)
         mapped: mmap.mmap | None = None
         try:
-            if self.rank != 0 and path is not None:
-                file, problem = _open(path)
+            if self.rank != 0 and offered is not None:
+                file, problem = _open(offered)
             if file >= 0:
                 # Each rank its own: the pages then lie in the memory next to its cores.
                 problem = _reserve(file, self.rank * stride, stride)
@@ -107,8 +105,6 @@ class SharedMemory:
                 mapped, problem = _map(file, stride * self.size)
                 self.problem = self._agree(problem)
         finally:
-            if self.rank == 0 and path is not None:
-                Path(path).unlink(missing_ok=True)
             if file >= 0:
                 os.close(file)
         if self.problem is not None or mapped is None:
@@ -170,29 +166,42 @@ def address_of(values: Array) -> int:
     return int(values.__array_interface__["data"][0])
 
 
-def _create(total_bytes: int) -> tuple[str | None, int, str | None]:
-    """Return a new file's path and descriptor, or what was wrong."""
+@dataclass(frozen=True)
+class _Offered:
+    """A file of the first rank: by which way others open it, and what they must find there."""
+
+    path: str
+    device: int
+    inode: int
+
+
+def _create(total_bytes: int) -> tuple[_Offered | None, int, str | None]:
+    """Return a new file and its descriptor, or what was wrong."""
     if sys.platform != "linux":
-        return None, -1, f"shared memory is made by /dev/shm, which {sys.platform} does not have"
-    path = str(FOLDER / f"{PREFIX}{secrets.token_hex(8)}")
+        return None, -1, f"shared memory is made by {FOLDER}, which {sys.platform} does not have"
+    file = -1
     try:
-        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-    except OSError as error:
-        return None, -1, f"{FOLDER}: {error.strerror}"
-    try:
+        file = os.open(FOLDER, os.O_TMPFILE | os.O_RDWR, 0o600)
         os.ftruncate(file, total_bytes)
+        found = os.fstat(file)
     except OSError as error:
-        os.close(file)
-        Path(path).unlink()
+        if file >= 0:
+            os.close(file)
         return None, -1, f"{FOLDER}: {error.strerror}"
-    return path, file, None
+    return _Offered(f"/proc/{os.getpid()}/fd/{file}", found.st_dev, found.st_ino), file, None
 
 
-def _open(path: str) -> tuple[int, str | None]:
+def _open(offered: _Offered) -> tuple[int, str | None]:
+    """Open the file that the first rank made; where processes can't be seen, this fails."""
     try:
-        return os.open(path, os.O_RDWR), None
+        file = os.open(offered.path, os.O_RDWR)
     except OSError as error:
-        return -1, f"{path}, made by the first rank of this host, can't be opened: {error.strerror}"
+        return -1, f"{offered.path} of the first rank of this host can't be opened: {error.strerror}"
+    found = os.fstat(file)
+    if (found.st_dev, found.st_ino) != (offered.device, offered.inode):  # another container's numbers
+        os.close(file)
+        return -1, f"{offered.path} is another process's: the ranks of this host don't see each other's"
+    return file, None
 
 
 def _reserve(file: int, start: int, length: int) -> str | None:

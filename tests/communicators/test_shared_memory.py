@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 
 from distopt.communicators import shared_memory
-from distopt.communicators.shared_memory import FOLDER, PREFIX, SharedMemory
+from distopt.communicators.shared_memory import FOLDER, SharedMemory
 from distopt.testing import world
 
 pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="no /dev/shm here")
+
+
+SIZE = 30_000_000
 
 
 def memory_of(communicator):
@@ -21,14 +24,13 @@ def memory_of(communicator):
     return SharedMemory(communicator, agree)
 
 
-def files():
-    return {path.name for path in FOLDER.glob(f"{PREFIX}*")}
+def large_files():
+    """What stands in the folder, but for the small segments of other programs."""
+    return {path.name for path in FOLDER.iterdir() if path.is_file() and path.stat().st_size > SIZE}
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_each_rank_sees_what_the_others_write(ranks):
-    before = files()
-
     def run(communicator):
         memory = memory_of(communicator)
         own = memory.allocate(1001, np.dtype(np.float32))
@@ -36,7 +38,6 @@ def test_each_rank_sees_what_the_others_write(ranks):
         assert not own.any()
         own[...] = communicator.rank + 1
         communicator.barrier()
-        assert not files() - before  # the name is gone as soon as all have the file
         views = memory.views(own[10:20])
         assert [view.tolist() for view in views] == [[rank + 1.0] * 10 for rank in range(ranks)]
         communicator.barrier()
@@ -46,6 +47,23 @@ def test_each_rank_sees_what_the_others_write(ranks):
         assert own[14] == communicator.rank + 1
 
     world(ranks, run)
+
+
+def test_at_no_time_does_anything_stand_in_the_folder(monkeypatch):
+    before, reserve = large_files(), os.posix_fallocate
+
+    def look(file, start, length):
+        reserve(file, start, length)
+        assert not large_files() - before  # a rank may be killed here
+
+    monkeypatch.setattr(os, "posix_fallocate", look)
+
+    def run(communicator):
+        memory = memory_of(communicator)
+        assert memory.allocate(SIZE, np.dtype(np.uint8)).size == SIZE
+        assert not large_files() - before
+
+    world(2, run)
 
 
 def test_arrays_outlive_the_memory_object():
@@ -79,7 +97,6 @@ def test_only_arrays_that_lie_wholly_inside_are_found():
 
 @pytest.mark.parametrize("culprit", [0, 1, 2])
 def test_where_one_rank_finds_no_room_all_do_without(culprit, monkeypatch):
-    before = files()
     reserve = os.posix_fallocate
 
     def full(file, start, length):
@@ -99,7 +116,6 @@ def test_where_one_rank_finds_no_room_all_do_without(culprit, monkeypatch):
         assert memory.problem is None
 
     world(3, run)
-    assert not files() - before
 
 
 def test_a_machine_without_the_folder_is_told_apart(monkeypatch, tmp_path):
@@ -114,12 +130,11 @@ def test_a_machine_without_the_folder_is_told_apart(monkeypatch, tmp_path):
 
 
 def test_a_neighbour_that_can_not_open_the_file_is_told_apart(monkeypatch):
-    """As in containers of one host that have a /dev/shm each."""
-    before = files()
+    """As in containers of one host that don't see each other's processes."""
     opened = os.open
 
     def blind(path, flags, mode=0o777):
-        if PREFIX in str(path) and not flags & os.O_CREAT:
+        if str(path).startswith("/proc/"):
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         return opened(path, flags, mode)
 
@@ -131,8 +146,28 @@ def test_a_neighbour_that_can_not_open_the_file_is_told_apart(monkeypatch):
         return memory.problem
 
     for problem in world(2, run):
-        assert "made by the first rank of this host, can't be opened: No such file" in problem
-    assert not files() - before
+        assert "of the first rank of this host can't be opened: No such file" in problem
+
+
+def test_a_file_of_another_process_is_not_taken_for_the_first_rank_s(monkeypatch, tmp_path):
+    """As where containers count their processes each from 1."""
+    other = tmp_path / "other"
+    other.write_bytes(b"precious")
+    opened = os.open
+
+    def confused(path, flags, mode=0o777):
+        return opened(other if str(path).startswith("/proc/") else path, flags, mode)
+
+    monkeypatch.setattr(os, "open", confused)
+
+    def run(communicator):
+        memory = memory_of(communicator)
+        assert memory.make_region(100) is None
+        return memory.problem
+
+    for problem in world(2, run):
+        assert "is another process's" in problem
+    assert other.read_bytes() == b"precious"
 
 
 def test_other_systems_have_no_such_memory(monkeypatch):

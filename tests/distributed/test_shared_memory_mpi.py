@@ -12,7 +12,7 @@ import pytest
 from distopt.communicators import connect, shared_memory
 from distopt.communicators.communicator import cut
 from distopt.communicators.mpi import MpiCommunicator
-from distopt.communicators.shared_memory import FOLDER, PREFIX
+from distopt.communicators.shared_memory import FOLDER
 from distopt.errors import CommunicatorError
 
 
@@ -77,12 +77,12 @@ def test_a_late_rank_is_waited_for(shared):
             assert time.process_time() - used < 0.25  # it naps: the late one may need the core
 
 
-def test_nothing_stands_in_the_folder(shared):
+def test_regions_are_files_without_a_name(shared):
     memory = shared.allocate(10, np.float32)
     assert memory is not None
     shared.barrier()
     links = [str(file.readlink()) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
-    mine = [link for link in links if f"{FOLDER}/{PREFIX}" in link]
+    mine = [link for link in links if link.startswith(f"{FOLDER}/#")]
     assert all(link.endswith(" (deleted)") for link in mine)
     assert bool(mine) is (shared.size > 1)
 
