@@ -689,7 +689,7 @@ class MpiCommunicator(Communicator):
         return self._in_steps(values)
 
     def _combine(self, arrays: Sequence[Array], order: SumOrder, call: Call, number: int) -> Pending:
-        shared = not order.is_pair and all(self._in_steps(array) for array in arrays)
+        shared = all(self._in_steps(array) for array in arrays)
         if self._checked:
             self._check_memory(shared, number)
         if not shared or not self._combining.can(order):

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from distopt.aggregators import AllReduce, Canonical, Ticket
-from distopt.communicators import connect
+from distopt.aggregators.tree import Tree
+from distopt.communicators import SumOrder, connect
+from distopt.communicators.communicator import cut
 from distopt.errors import CommunicatorError
 from distopt.optimizers import SGD
 from distopt.testing import world
@@ -272,3 +274,83 @@ def test_every_rank_hears_who_is_to_stop_and_who_can_not_go_on():
         return "raised"
 
     assert world(3, run) == ["raised"] * 3
+
+
+def _floats(node, size):
+    random = np.random.default_rng([*node, size])
+    return (random.standard_normal(size) * 10.0 ** random.integers(-3, 4, size)).astype("f4")
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_ranks_combine_their_nodes_with_the_bits_of_the_tree(ranks):
+    def run(communicator, shards, size):
+        tree = Tree(shards)
+        nodes = [tree.nodes_of(range(part.start, part.stop)) for part in cut(shards, ranks)]
+        arrays = [_floats(node, size) for node in nodes[communicator.rank]]
+        result = communicator.combine(arrays, tree.order_of(nodes)).wait()
+        assert result is arrays[-1]
+        return result, nodes
+
+    for shards in range(ranks, 10):
+        for size in (0, 1, ranks - 1, ranks + 1, 1001):
+            for result, nodes in world(ranks, lambda c, v=shards, n=size: run(c, v, n)):
+                leaves = {node: _floats(node, size) for own in nodes for node in own}
+                expected = _folded(leaves, 0, shards)
+                assert result.tobytes() == expected.tobytes()
+
+
+def _folded(nodes, first, last):
+    """The sum by the tree's definition, over nodes that ranks have made before."""
+    if (first, last) in nodes:
+        return nodes[first, last]
+    half = max(2**k for k in range(20) if 2**k < last - first)
+    return _folded(nodes, first, first + half) + _folded(nodes, first + half, last)
+
+
+def test_a_sum_that_is_none_is_refused():
+    for counts, additions, message in [
+        ((1, 0), (), "at least one array"),
+        ((2, 1), ((0, 1),), r"leave the arrays \[0, 2\]"),
+        ((1, 1), ((0, 0),), r"addition \(0, 0\) needs two arrays"),
+        ((2, 1), ((0, 1), (2, 1)), r"addition \(2, 1\) needs two arrays"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            SumOrder(counts, additions)
+    order = SumOrder((1,), ())
+    with connect("local") as alone:
+        for error, message, arrays in [
+            (ValueError, "the order is of", [np.zeros(2), np.zeros(2)]),
+            (ValueError, "one axis", [np.zeros((2, 2))]),
+            (TypeError, "convert them to float32", [np.zeros(2, "f2")]),
+        ]:
+            with pytest.raises(error, match=message):
+                alone.combine(arrays, order)
+        with pytest.raises(ValueError, match="one dtype and length"):
+            alone.combine([np.zeros(2, "f4"), np.zeros(2)], SumOrder((2,), ((0, 1),)))
+
+
+def test_infinite_sums_are_values_and_no_warnings():
+    def run(communicator):
+        arrays = [np.array([3e38, np.inf, 1], "f4"), np.array([3e38, -np.inf, 1], "f4")]
+        return communicator.combine(arrays, SumOrder((2, 2, 2), tuple((0, b) for b in range(1, 6)))).wait()
+
+    for found in world(3, run):
+        np.testing.assert_array_equal(found, [np.inf, np.nan, 6])
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_slab_that_comes_later_is_summed_too(rows):
+    def run(communicator):
+        aggregator = Canonical(communicator, 5, "sum")
+        first, later = (Variable(np.zeros(rows, "f4"), name=name) for name in ("first", "later"))
+        Arena([first])
+        gradients = ((s, [(np.full(rows, s, "f4"), first)], Ticket()) for s in aggregator.own_shards)
+        aggregator.reduce_shards(gradients)
+        Arena([later])
+        gradients = ((s, [(np.full(rows, s, "f4"), later)], Ticket()) for s in aggregator.own_shards)
+        ((found, _),) = aggregator.reduce_shards(gradients)
+        return found
+
+    for ranks in (1, 3):
+        for found in world(ranks, run):
+            np.testing.assert_array_equal(found, np.full(rows, 10))
