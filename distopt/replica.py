@@ -53,6 +53,8 @@ class Replica:
         device: where the copy lives.
         seed: of the initial values.
         allocate: makes the arena's memory where the device is a CPU; see `Arena`.
+        agree: called with the trainable variables before they get their memory, which `allocate` may make
+            together with other ranks.
 
     Attributes:
         device: where the copy lives.
@@ -68,6 +70,7 @@ class Replica:
         device: Device,
         seed: int,
         allocate: Callable[[int, np.dtype[Any]], Array] | None = None,
+        agree: Callable[[Sequence[Variable]], None] | None = None,
     ) -> None:
         self.device = device
         self._model = model
@@ -78,6 +81,8 @@ class Replica:
             self.variables: list[Variable] = scopes.trainable_variables()
             self.statistics = [v for v in scopes.global_variables() if not v.trainable]
             self._regularization = scopes.get_regularization_losses()
+        if agree is not None:
+            agree(self.variables)
         self.arena = Arena(self.variables, device, allocate if device.kind == "cpu" else None)
         self._statistics_before: list[Array] = []
 

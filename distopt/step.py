@@ -214,13 +214,13 @@ class Step:
         scaling = self._optimizer if isinstance(self._optimizer, LossScaleOptimizer) else None
         stream = replica.gradients(tape, loss, 1.0 if scaling is None else scaling.loss_scale)
         del tape, loss  # or a generator that is not done yet would keep the activations
-        return stream if self._statistics is None else self._noted(stream, number)
+        return stream if self._statistics is None else self._noted(stream, number, len(batch.labels))
 
-    def _noted(self, stream: Iterable[Pair], number: int) -> Iterator[Pair]:
+    def _noted(self, stream: Iterable[Pair], number: int, examples: int) -> Iterator[Pair]:
         """Pass gradients on, and after the last take note of what the piece made of the statistics."""
         yield from stream
         assert self._statistics is not None
-        self._statistics.note(number)
+        self._statistics.note(number, examples)
 
 
 def _moved(stream: Iterable[Pair], variables: Sequence[Variable]) -> Iterator[Pair]:
@@ -304,46 +304,45 @@ class _Accumulation:
 class _Statistics:
     """The models' statistics where a step has several pieces: each starts from what the step before left.
 
-    A step's new value is the mean over the pieces of what each made of it; of statistics that are no
-    floats, what the first piece made of it.
+    A step's new value is the mean over the pieces, weighted by their examples, of what each made of it: what
+    moving averages of the whole batch would be. Of statistics that are no floats, what the first piece made.
     """
 
     def __init__(self, replicas: Sequence[Replica]) -> None:
         self._replicas = replicas
         self._before: list[list[Array]] = []
-        self._made: list[Array] = []
+        self._made: list[tuple[Array, int]] = []
 
     def begin(self) -> None:
         """Keep the values at the beginning of a step."""
         self._before = [[v.value.copy() for v in replica.statistics] for replica in self._replicas]
         self._made = []
 
-    def note(self, number: int) -> None:
-        """Keep what a piece made of a replica's statistics, and set them back."""
+    def note(self, number: int, examples: int) -> None:
+        """Keep what a piece of so many examples made of a replica's statistics, and set them back."""
         replica = self._replicas[number]
         replica.run_update_ops()
         if replica.statistics:
             with replica.device.activate():
                 xp = namespace(replica.statistics[0].value)
                 made = xp.concatenate([v.value.reshape(-1).astype(np.float64) for v in replica.statistics])
-            self._made.append(self._replicas[0].device.asarray(made))
+            self._made.append((self._replicas[0].device.asarray(made), examples))
         self._restore(number)
 
     def accept(self, canonical: Canonical | None) -> None:
         """Set the statistics to what the step made of them. Collective in canonical mode."""
         if not self._made:
             return
-        first, floats = self._made[0].copy(), self._floats(self._replicas[0])
-        if canonical is None:
-            mean = sum(self._made[1:], start=self._made[0].copy()) / len(self._made)
-        else:
-            # What isn't a float is the first shard's: zeros everywhere else.
-            for shard_number, made in zip(canonical.own_shards, self._made, strict=True):
-                if shard_number:
-                    made *= floats
-            total = canonical.sum_over_shards(self._made)
-            mean, first = total / canonical.shards, total
-        values = namespace(mean).where(floats, mean, first)
+        floats = self._floats(self._replicas[0])
+        xp = namespace(floats)
+        parts: list[Array] = []
+        for index, (made, examples) in enumerate(self._made):
+            is_first = index == 0 if canonical is None else canonical.own_shards[index] == 0
+            # What isn't a float is the first piece's: zeros everywhere else.
+            part = xp.where(floats, made * examples, made if is_first else 0.0)
+            parts.append(xp.concatenate([part, xp.full(1, float(examples))]))
+        total = sum(parts[1:], start=parts[0]) if canonical is None else canonical.sum_over_shards(parts)
+        values = xp.where(floats, total[:-1] / total[-1], total[:-1])
         for replica in self._replicas:
             start = 0
             for variable in replica.statistics:

@@ -30,6 +30,7 @@ from distopt.ranks import check_started_alike, from_rank_0
 from distopt.replica import Batch, Replica
 from distopt.settings import Settings
 from distopt.step import Batches, Step, kernels, make_pieces
+from distopt.variables import Variable
 
 __all__ = ["Settings", "Trainer"]
 
@@ -69,13 +70,17 @@ class Trainer:
         settings: Settings,
     ) -> None:
         self.task, self.data, self.communicator, self.settings = task, data, communicator, settings
+        self._devices = devices
         self._parts = communicator.size * len(devices)
         pieces = make_pieces(settings, communicator, len(devices))
         shape = task.augmentation.output_shape(tuple(data.images.shape[1:]))  # type: ignore[arg-type]
         # What is reduced lies where the ranks of a host can reduce it without a copy.
+        shared = communicator.allocate, self._agree_on_start
         self.replicas = [
-            Replica(task.model, shape, device, settings.seed, None if number else communicator.allocate)
-            for number, device in enumerate(devices)
+            Replica(
+                task.model, shape, devices[0], settings.seed, communicator.allocate, self._agree_on_start
+            ),
+            *(Replica(task.model, shape, device, settings.seed) for device in devices[1:]),
         ]
         self.aggregator = make_aggregator(settings, communicator)
         self.optimizer = task.optimizer(
@@ -100,21 +105,21 @@ class Trainer:
         self.drift = DriftCheck(communicator, every, settings.on_drift) if every else None
         self._sampler = Sampler(len(data.labels), settings.global_batch, settings.seed)
         self._signals = StopSignals()
-        self._agree_on_start()
+        for slab in self.replicas[0].arena.slabs:
+            communicator.broadcast(slab.values).wait()
+        self._copy_to_other_replicas()
         self.averages.track(self.replicas[0].variables)
 
-    def _agree_on_start(self) -> None:
-        """Check that all ranks train the same model in the same way, and start from rank 0's values."""
+    def _agree_on_start(self, variables: Sequence[Variable]) -> None:
+        """Check that all ranks train the same model in the same way."""
         own = {
-            "settings": {**asdict(self.settings), "output": None, "replicas": len(self.replicas)},
-            "variables": self.replicas[0].arena.schema(),
+            "settings": {**asdict(self.settings), "output": None, "replicas": len(self._devices)},
+            "devices": [device.kind for device in self._devices],
+            "variables": [(v.name, v.shape, str(v.dtype)) for v in variables],
             "data": (self.data.name, self.data.images.shape),
             "matrix products": None if self.settings.canonical is None else kernels(),
         }
         check_started_alike(self.communicator, own)
-        for slab in self.replicas[0].arena.slabs:
-            self.communicator.broadcast(slab.values).wait()
-        self._copy_to_other_replicas()
 
     def _copy_to_other_replicas(self) -> None:
         first = self.replicas[0]
@@ -155,7 +160,8 @@ class Trainer:
                     last_logged, logged_step = now, self.step
                 if self.drift is not None and self.drift.due(self.step):
                     state = replicated(self.replicas[0].variables, self.optimizer, self.averages)
-                    self.drift.check(self.step, state)
+                    if self.drift.check(self.step, state) is not None:  # it was repaired
+                        self._copy_to_other_replicas()
                 if ticket.stop or ticket.preempt:
                     self.stopped = True
                     self.stop_reason = self._signals.reasons(self.communicator)
@@ -233,11 +239,16 @@ class Trainer:
         if not self.aggregator.ticket.not_finite:
             # Every rank has the same gradients, so all decide alike without asking each other.
             bad = [v.name for g, v in pairs if g is not None and not all_finite([(g, v)])]
-            if bad and isinstance(self.optimizer, LossScaleOptimizer) and self.optimizer.dynamic:
-                return False
-            if bad:
+            if isinstance(self.optimizer, LossScaleOptimizer) and self.optimizer.dynamic:
+                return not bad
+            somewhere = bool(bad)
+            if self.settings.local_steps > 1:  # each has its own
+                flag = np.array([float(somewhere)])
+                somewhere = bool(self.communicator.all_reduce(flag).wait()[0])
+            if somewhere:
+                names = ", ".join(bad) or "another rank"
                 raise NonFiniteError(
-                    f"the loss is finite at step {self.step + 1}, but the gradients of {', '.join(bad)} are "
+                    f"the loss is finite at step {self.step + 1}, but the gradients of {names} are "
                     f"not: {self._places(parts, pairs)}. The variables were left as they were. Lower the "
                     "learning rate, or look at the data."
                 )

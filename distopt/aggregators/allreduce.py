@@ -214,8 +214,7 @@ class AllReduce(Aggregator):
         try:
             self.ticket, presence = self._agreement.total(ticket, ordered)
         except DisagreementError:
-            for number in order:
-                slabs[number].wait(None)  # what has been started, on all ranks, must end
+            self._drain(slabs, order)
             raise
         for number in order:
             slabs[number].start_complete_buckets()
@@ -236,6 +235,11 @@ class AllReduce(Aggregator):
             return [(found[id(variable)], variable) for _, variable in ordered]
 
         return finish
+
+    def _drain(self, slabs: dict[int, SlabReduction], order: list[int]) -> None:
+        """Wait for what has been started, on all ranks, before a step is given up."""
+        for number in order:
+            slabs[number].wait(None)
 
     def _add_leading(self, slabs: dict[int, SlabReduction]) -> None:
         """Take part in the leading slab's reduction even where this rank was given nothing of it.

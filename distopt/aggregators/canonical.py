@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from distopt.aggregators.aggregator import Pair, taken
-from distopt.aggregators.agreement import Agreement
+from distopt.aggregators.agreement import Agreement, DisagreementError
 from distopt.aggregators.allreduce import AllReduce
 from distopt.aggregators.buckets import BucketReduction, SlabReduction
 from distopt.aggregators.loose import reduce_loose
@@ -240,25 +240,46 @@ class Canonical(AllReduce):
     ) -> list[Pair]:
         """Agree on the step, start what is left in one order on all ranks, and wait for everything."""
         given = found.pairs(own)
+        own_slabs = {number: slabs[number].slab for number in slabs}
+        self._take_part(slabs)
         order = sorted(slabs, key=lambda number: (number != self._leading_slab, number))
         if self._leading_slab in slabs and self._streams:
             slabs[self._leading_slab].start_complete_buckets()
-        total, presence = self._agreement.total(own, given)
+        try:
+            total, presence = self._agreement.total(own, given)
+        except DisagreementError:
+            self._drain(slabs, order)
+            raise
         self.communicator.all_reduce(rows.reshape(-1)).wait()  # others have zeros there: nothing is rounded
         sums = self._tree.fold({(v, v + 1): row for v, row in enumerate(rows)}, lambda a, b: a + b)
         for name, value in zip(_FIELDS, sums, strict=True):
             setattr(total, name, float(value))
         self.ticket = total
-        self._check_kinds(given, presence)
+        try:
+            self._check_kinds(given, presence)
+        except CommunicatorError:
+            self._drain(slabs, order)
+            raise
         for number in order:
             slabs[number].start_complete_buckets()
-        self._leading_slab = min(slabs, default=None)
+        self._choose_leading(own_slabs)
         self.ready = self.reduction == "sum" or not self._agreement.says_nothing_to_do(total)
         divisor = total.examples if self.reduction == "mean" and self.ready else None
         reduced = self._reduce_loose(found, given, presence, divisor)
         for number in order:
             slabs[number].wait(divisor)
         return reduced if self.ready else [(None, variable) for _, variable in given]
+
+    def _take_part(self, slabs: dict[int, SlabReduction]) -> None:
+        """Take part in the leading slab's sum, with zeros, where this rank was given nothing of it."""
+        known = set(slabs)
+        self._add_leading(slabs)
+        for number in slabs.keys() - known:
+            slab = slabs[number]
+            slab.fill_missing(slab.slab.variables)
+            for shard in self.own_shards[:-1]:
+                leaf = slab.slab.gradients.astype(wire_dtype(slab.slab.dtype), copy=False)
+                self._partials_of(slab.slab).push(shard, leaf)
 
     def _check_kinds(self, given: list[Pair], presence: Array) -> None:
         """Raise, on every rank, where a variable's gradient is rows on some ranks and whole on others."""
