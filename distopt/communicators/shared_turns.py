@@ -37,7 +37,8 @@ TABLE_WIDTH: Final = 32
 PART_BYTES: Final = 8 * (_TABLE + TABLE_ROWS * TABLE_WIDTH)
 """How much of a region the counters of a rank need."""
 
-_POLLS = 16  # some 5 microseconds; then another rank may need this core to come here
+_POLLS = 500  # some 150 microseconds: on a busy machine, giving up the core costs milliseconds
+_POLLS_SHARING = 16  # where another rank needs this core to come here
 _YIELDS = 2000  # then a rank is late by more than a switch of threads takes
 _NAP_SECONDS = 1e-4
 _ORDERED: Final = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
@@ -90,6 +91,7 @@ class Turns:
         self._quietly = context.run
         self._submitted = 0
         self._finished = 0
+        self._polls = _POLLS if len(self._words) <= (os.cpu_count() or 1) else _POLLS_SHARING
         self._collective = 0  # the number of the last one, for messages
 
     def submit(self, work: Callable[[], None], token: int, collective: int) -> int:
@@ -154,7 +156,7 @@ class Turns:
 
     def complete(self, number: int) -> None:
         """Block until a step is over on all ranks."""
-        for _ in range(_POLLS):
+        for _ in range(self._polls):
             if self.test(number):
                 return
         self._wait_for(lambda: self.test(number))
