@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -75,13 +76,9 @@ class Trainer:
         pieces = make_pieces(settings, communicator, len(devices))
         shape = task.augmentation.output_shape(tuple(data.images.shape[1:]))  # type: ignore[arg-type]
         # What is reduced lies where the ranks of a host can reduce it without a copy.
-        shared = communicator.allocate, self._agree_on_start
-        self.replicas = [
-            Replica(
-                task.model, shape, devices[0], settings.seed, communicator.allocate, self._agree_on_start
-            ),
-            *(Replica(task.model, shape, device, settings.seed) for device in devices[1:]),
-        ]
+        memory, agree = communicator.allocate, self._agree_on_start
+        self.replicas = [Replica(task.model, shape, devices[0], settings.seed, memory, agree)]
+        self.replicas += [Replica(task.model, shape, device, settings.seed) for device in devices[1:]]
         self.aggregator = make_aggregator(settings, communicator)
         self.optimizer = task.optimizer(
             settings.learning_rate,

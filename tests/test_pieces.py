@@ -78,7 +78,7 @@ def test_canonical_training_is_that_of_the_whole_batch_but_for_rounding(model):
             np.testing.assert_allclose(found[name], value, rtol=2e-4, atol=2e-6, err_msg=name)
 
 
-def test_statistics_become_the_mean_of_what_each_shard_made_of_them():
+def test_statistics_become_the_weighted_mean_of_what_each_shard_made_of_them():
     seen = []
 
     def model(images, training):
@@ -94,11 +94,24 @@ def test_statistics_become_the_mean_of_what_each_shard_made_of_them():
     assert seen == [len(batch.labels) for batch in batches] == [4, 4, 3, 3, 3]
     means = [0.1 * (batch.images.astype("f8") + 5).mean((0, 1, 2)) for batch in batches]
     mean, variance = (v.numpy() for v in made.replicas[0].statistics)
-    np.testing.assert_allclose(mean, np.mean(means, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(mean, np.average(means, axis=0, weights=seen), rtol=1e-6)
     variances = [
         b.images.astype("f8").var((0, 1, 2)) * (n := b.images[..., 0].size) / (n - 1) for b in batches
     ]
-    np.testing.assert_allclose(variance, 0.9 + 0.1 * np.mean(variances, axis=0), rtol=1e-5)
+    expected = 0.9 + 0.1 * np.average(variances, axis=0, weights=seen)
+    np.testing.assert_allclose(variance, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{"micro_batches": 2}, {"canonical": 2}])
+def test_a_piece_of_more_examples_has_more_weight_in_the_moving_averages(settings):
+    task = dataclasses.replace(TASK, model=_network)
+    with connect("local") as communicator:
+        made = training.trainer(communicator, 1, task, global_batch=5, steps=1, **settings)
+        images = np.concatenate([batch.images for batch in made._make_batches(0)]).astype("f8")
+        training.run(made)
+    # A mean of means of 3 and 2 examples would be another number.
+    mean = made.replicas[0].statistics[0].numpy()
+    np.testing.assert_allclose(mean, 0.1 * (images + 5).mean((0, 1, 2)), rtol=1e-5)
 
 
 def test_statistics_that_are_no_floats_become_what_the_first_shard_made_of_them():
