@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from distopt import checkpoint
-from distopt.aggregators import Pair, Ticket, average_statistics, first_not_finite
+from distopt.aggregators import Pair, Ticket, average_statistics, first_not_finite, locate_not_finite
 from distopt.backend import Array, Device
 from distopt.communicators import Communicator
 from distopt.data.dataset import Dataset
@@ -266,6 +266,11 @@ class Trainer:
     def _places(self, parts: list[Batch], pairs: list[Pair]) -> str:
         """Return where the gradients of this step are not finite, statistics set back. Collective."""
         self._work.reject()
+        if self.settings.local_steps > 1:  # not reduced, so they are here
+            return "; ".join(map(str, locate_not_finite(pairs, self.communicator)))
+        if self.settings.delayed:
+            late = first_not_finite(pairs)
+            return "these are of the step before" + (f": {late.what}" if late is not None else "")
         scaling = self.optimizer if isinstance(self.optimizer, LossScaleOptimizer) else None
         pieces = zip(self._work.pieces, parts, strict=True)
         work = [(self.replicas[piece.replica], batch) for piece, batch in pieces]
