@@ -1,4 +1,4 @@
-"""The communicator over MPI (mpi4py): one process per rank. The only module that imports mpi4py.
+"""The communicator over MPI (mpi4py): one process per rank.
 
 How all_reduce is done is measured on the ranks themselves (tuning.py), among what can be:
 
@@ -8,37 +8,26 @@ How all_reduce is done is measured on the ranks themselves (tuning.py), among wh
   blocking calls beat the plain blocking call. A copy in memory is work for the same cores, and Open MPI
   takes 6 times as long for 16 MB by MPI_Iallreduce (9.8 ms against 1.5 ms), so they are not among the
   candidates unless asked for.
-- Several hosts: MPI_Iallreduce, moved on by `progress()` and `test()`, since neither MPI does
-  anything in the background. Two hosts at 1 Gbit/s (17 MB in 1 MB buckets, polled between products; machine
-  in other use too): Open MPI 251 ms instead of 415 ms a step, and 413 instead of 534 when repeated; MPICH
-  between 2 and 10 per cent less.
-
-Arrays travel in pieces of 4 MB, which stay in the caches (100 MB in 25 ms instead of 85 ms by one
-call) and keep every count far below MPI's limit of 2**31.
-
-The same bits on all ranks: the sums of both MPIs' algorithms (recursive doubling, ring,
-Rabenseifner, reduce and broadcast) are computed once and copied, or computed on several ranks with
-only the two operands of an addition exchanged, which does not change an IEEE sum. That does not
-hold for MPI_MAX of floats where one is NaN: max and min of floats are gathered and combined in rank
-order instead. Tested in tests/communicators/communicator_contract.py.
+- Several hosts: a ring of messages (ring.py), or one between hosts after a sum within each (hierarchical.py),
+  which a thread moves on while this rank computes; MPI_Iallreduce for what is small. With three hosts at
+  1 Gbit/s both MPIs' own choice takes 2.5 to 3 times as long as a ring from 1 MB on.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, ClassVar, NoReturn, cast
 
 import numpy as np
 from mpi4py import MPI
 
 from distopt.backend import Array, asnumpy, device_of, namespace
-from distopt.communicators.algorithm import Algorithm, Waiting
+from distopt.communicators.algorithm import Algorithm
 from distopt.communicators.communicator import (
     Call,
     Communicator,
@@ -50,38 +39,34 @@ from distopt.communicators.communicator import (
     reduce_in_rank_order,
     wire_dtype,
 )
-from distopt.communicators.hierarchical import Hierarchical, MessageSteps
+from distopt.communicators.mpi_algorithms import (
+    Blocking,
+    Finished,
+    MpiLinks,
+    Neighbours,
+    NonBlocking,
+    Notes,
+    Watch,
+    flat_bytes,
+    flattened,
+    make_hierarchical,
+    pieces_of,
+)
 from distopt.communicators.ring import Ring
 from distopt.communicators.shared_combine import SharedCombine
 from distopt.communicators.shared_memory import SharedMemory
 from distopt.communicators.shared_reduce import HostSteps, SharedReduce
 from distopt.communicators.sum_order import SumOrder
 from distopt.communicators.tuning import Choice
-from distopt.communicators.watchdog import Note, Wait, Watchdog
+from distopt.communicators.watchdog import Wait, Watchdog
 from distopt.errors import CommunicatorError
 
 __all__ = ["MpiCommunicator", "library_name", "raw_all_reduce", "world_size"]
 
 _log = logging.getLogger("distopt")
 
-_PIECE_BYTES = 4 * 2**20
 _COPY_PIECE_BYTES = 64 * 2**20  # broadcast and all_gather: no arithmetic, so only the count matters
-_PIECES_IN_FLIGHT = 8  # MPI holds a buffer of a piece's size for each
-_OPERATIONS = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
-_DATATYPES = {
-    "b": MPI.SIGNED_CHAR,
-    "B": MPI.UNSIGNED_CHAR,
-    "h": MPI.SHORT,
-    "H": MPI.UNSIGNED_SHORT,
-    "i": MPI.INT,
-    "I": MPI.UNSIGNED,
-    "l": MPI.LONG,
-    "L": MPI.UNSIGNED_LONG,
-    "q": MPI.LONG_LONG,
-    "Q": MPI.UNSIGNED_LONG_LONG,
-    "f": MPI.FLOAT,
-    "d": MPI.DOUBLE,
-}
+_SMALL_BYTES = 256 * 2**10  # over before anything could be hidden behind it
 
 
 def library_name() -> str:
@@ -105,273 +90,6 @@ def raw_all_reduce(communicator: Communicator, values: Array) -> Callable[[], No
 def world_size() -> int:
     """Return the number of ranks that MPI itself sees."""
     return MPI.COMM_WORLD.Get_size()
-
-
-def _flat(values: Array) -> Array:
-    return values.reshape(-1)
-
-
-def _flat_bytes(values: Array) -> Array:
-    return values.reshape(-1).view(np.uint8)
-
-
-def _pieces(length: int, step: int) -> Iterator[slice]:
-    return (slice(start, min(start + step, length)) for start in range(0, length, step))
-
-
-def _is_safe(flat: Array, op: str) -> bool:
-    """Whether MPI's own reduction gives the same bits on all ranks; NaN in max and min does not."""
-    return op == "sum" or flat.dtype.kind != "f"
-
-
-class _Notes:
-    """The watchdog's channel: notes as pickled messages on an MPI communicator of their own."""
-
-    def __init__(self, communicator: MPI.Intracomm) -> None:
-        self._communicator = communicator
-        self._sends: list[MPI.Request] = []
-
-    def send(self, rank: int, note: Note) -> None:
-        self._sends.append(self._communicator.isend(note, rank))
-
-    def receive(self) -> list[tuple[int, Note]]:
-        received: list[tuple[int, Note]] = []
-        while (message := self._communicator.improbe()) is not None:
-            status = MPI.Status()
-            note: Note = message.recv(status)
-            received.append((status.Get_source(), note))
-        return received
-
-    def flush(self) -> None:
-        MPI.Request.waitall(self._sends)
-        self._sends.clear()
-
-
-class MpiLinks:
-    """Messages between the ranks of an MPI communicator; see `flows.Links`.
-
-    Args:
-        mpi: nothing else sends messages on it.
-    """
-
-    def __init__(self, mpi: MPI.Intracomm) -> None:
-        self._mpi = mpi
-        self.rank = mpi.Get_rank()
-        self.size = mpi.Get_size()
-
-    def send(self, values: Array, to: int, tag: int) -> MPI.Request:
-        """Start to send; the receiver knows the length."""
-        return self._mpi.Isend(values.view(np.uint8), to, tag)
-
-    def receive(self, values: Array, source: int, tag: int) -> MPI.Request:
-        """Start to receive as many bytes as `values` has."""
-        return self._mpi.Irecv(values.view(np.uint8), source, tag)
-
-    def test_some(self, requests: Sequence[MPI.Request]) -> Sequence[int]:
-        """Return the places of the requests that are done now."""
-        return MPI.Request.Testsome(requests) or []
-
-
-class _Watch:
-    """Where a watchdog would look, if there was one."""
-
-    waiting: Wait | None = None
-
-
-class _Neighbours:
-    """The ranks of one host."""
-
-    def __init__(self, communicator: MPI.Intracomm) -> None:
-        self.communicator = communicator
-        self.rank = communicator.Get_rank()
-        self.size = communicator.Get_size()
-
-    def broadcast_object(self, value: Any, root: int = 0) -> Any:
-        return self.communicator.bcast(value, root)
-
-    def free(self) -> None:
-        self.communicator.Free()
-
-
-def make_hierarchical(
-    mpi: MPI.Intracomm, neighbours: MPI.Intracomm, waiting: Waiting, background: bool
-) -> tuple[Hierarchical, MPI.Intracomm]:
-    """Return the all-reduce within and between hosts, and a communicator to free after it. Collective.
-
-    Args:
-        mpi: of all ranks.
-        neighbours: of the ranks of this host.
-        waiting: context of a wait.
-        background: whether a thread moves it on.
-    """
-    local_rank, local_size = neighbours.Get_rank(), neighbours.Get_size()
-    places = mpi.allgather((local_rank, local_size))
-    owners = min(size for _, size in places)
-    hosts = sum(rank == 0 for rank, _ in places)
-    across = cast("MPI.Intracomm", mpi.Split(min(local_rank, owners), mpi.Get_rank()))
-    links = MpiLinks(neighbours)
-    between = MpiLinks(across) if local_rank < owners else None
-    algorithm = Hierarchical(
-        MessageSteps(links), between, links, hosts, owners, waiting, background=background
-    )
-    return algorithm, across
-
-
-class _Blocking(Algorithm):
-    """MPI's own all_reduce, done when `start` returns."""
-
-    name: ClassVar[str] = "mpi"
-
-    def __init__(
-        self,
-        mpi: MPI.Intracomm,
-        waiting: Waiting,
-        watch: Watchdog | _Watch,
-        label: str,
-        before: Callable[[], None],
-    ) -> None:
-        self._mpi, self._waiting, self._watch, self._label = mpi, waiting, watch, label
-        self._before = before  # starts what the others may wait for
-
-    def can(self, flat: Array, op: str) -> bool:
-        return True
-
-    def prepare(self, flat: Array, op: str) -> Callable[[int], Pending]:
-        if flat.nbytes > _PIECE_BYTES or not flat.size or not _is_safe(flat, op):
-            return super().prepare(flat, op)
-        # A small reduction takes MPI less than a microsecond: here, each store counts.
-        before, all_reduce, in_place, operation = (
-            self._before,
-            self._mpi.Allreduce,
-            MPI.IN_PLACE,
-            _OPERATIONS[op],
-        )
-        message = [flat, _DATATYPES[flat.dtype.char]]
-        watch, wait, done = self._watch, Wait(self._label, "all_reduce"), Done(flat)
-
-        def start(number: int) -> Pending:
-            before()
-            wait.number = number
-            watch.waiting = wait
-            try:
-                all_reduce(in_place, message, operation)
-            finally:
-                watch.waiting = None
-            return done
-
-        return start
-
-    def start(self, flat: Array, op: str, number: int) -> Pending:
-        self._before()
-        with self._waiting("all_reduce", number):
-            for part in _pieces(flat.size, _PIECE_BYTES // flat.itemsize):
-                piece = flat[part]
-                if _is_safe(flat, op):
-                    self._mpi.Allreduce(MPI.IN_PLACE, piece, _OPERATIONS[op])
-                else:
-                    gathered = np.empty((self._mpi.size, piece.size), piece.dtype)
-                    self._mpi.Allgather(piece, gathered)
-                    piece[...] = reduce_in_rank_order(list(gathered), op)
-        return Done(flat)
-
-
-class _NonBlocking(Algorithm):
-    """MPI's non-blocking all_reduce in pieces, moved on by `progress` and `test`."""
-
-    name: ClassVar[str] = "mpi-nonblocking"
-
-    def __init__(self, mpi: MPI.Intracomm, waiting: Waiting) -> None:
-        self._mpi, self._waiting = mpi, waiting
-        self._queue: collections.deque[tuple[_Reduction, Array, MPI.Op]] = collections.deque()
-        self.backlog = self._queue
-        self._running: collections.deque[tuple[_Reduction, MPI.Request]] = collections.deque()
-
-    def can(self, flat: Array, op: str) -> bool:
-        return _is_safe(flat, op)
-
-    def start(self, flat: Array, op: str, number: int) -> Pending:
-        pieces = [flat[part] for part in _pieces(flat.size, _PIECE_BYTES // flat.itemsize)]
-        reduction = _Reduction(self, flat, number, len(pieces))
-        self._queue.extend((reduction, piece, _OPERATIONS[op]) for piece in pieces)
-        self._start_queued()
-        return reduction
-
-    def progress(self) -> None:
-        if self._running:
-            requests = [request for _, request in self._running]
-            done = MPI.Request.Testsome(requests) or []
-            for index in sorted(done, reverse=True):
-                self._running[index][0].pieces_left -= 1
-                del self._running[index]
-            self._start_queued()
-
-    def complete(self, reduction: _Reduction) -> None:
-        """Block until all pieces of a reduction are done."""
-        with self._waiting("all_reduce", reduction.number):
-            while reduction.pieces_left > 0:
-                self._finish_oldest()
-
-    def flush(self) -> None:
-        while self._queue:
-            self._finish_oldest()
-
-    def close(self) -> None:
-        while self._running or self._queue:
-            self._finish_oldest()
-
-    def _start_queued(self) -> None:
-        # First in, first out: collectives of one MPI communicator start in the same order
-        # everywhere.
-        while self._queue and len(self._running) < _PIECES_IN_FLIGHT:
-            reduction, piece, operation = self._queue.popleft()
-            request = self._mpi.Iallreduce(MPI.IN_PLACE, piece, operation)
-            self._running.append((reduction, request))
-
-    def _finish_oldest(self) -> None:
-        self._start_queued()
-        reduction, request = self._running.popleft()
-        request.Wait()
-        reduction.pieces_left -= 1
-        self._start_queued()
-
-
-class _Reduction(Pending):
-    """A non-blocking all_reduce: its pieces wait in the queue, or are in flight."""
-
-    def __init__(self, algorithm: _NonBlocking, flat: Array, number: int, pieces: int) -> None:
-        self._algorithm = algorithm
-        self._flat = flat
-        self.number = number
-        self.pieces_left = pieces
-
-    def test(self) -> bool:
-        self._algorithm.progress()
-        return self.pieces_left == 0
-
-    def wait(self) -> Array:
-        if self.pieces_left:
-            self._algorithm.complete(self)
-        return self._flat
-
-
-class _Finished(Pending):
-    """A reduction after which something is left to do, once: to write back what was staged."""
-
-    def __init__(self, pending: Pending, finish: Callable[[], Array]) -> None:
-        self._pending = pending
-        self._finish = finish
-        self._result: Array | None = None
-
-    def test(self) -> bool:
-        if self._result is None and self._pending.test():
-            self.wait()
-        return self._result is not None
-
-    def wait(self) -> Array:
-        if self._result is None:
-            self._pending.wait()
-            self._result = self._finish()
-        return self._result
 
 
 class MpiCommunicator(Communicator):
@@ -413,7 +131,7 @@ class MpiCommunicator(Communicator):
                 self.rank,
                 self.size,
                 self.host,
-                _Notes(self._notes_mpi),
+                Notes(self._notes_mpi),
                 self.abort,
                 timeout_seconds,
             )
@@ -422,7 +140,7 @@ class MpiCommunicator(Communicator):
     def _set_up(self, base: MPI.Intracomm, overlap: bool | None, checked: bool | None, label: str) -> None:
         self._mpi = base.Dup()
         self._mpi.Set_errhandler(MPI.ERRORS_RETURN)  # mpi4py turns what returns into exceptions
-        self._neighbours = _Neighbours(cast("MPI.Intracomm", self._mpi.Split_type(MPI.COMM_TYPE_SHARED)))
+        self._neighbours = Neighbours(cast("MPI.Intracomm", self._mpi.Split_type(MPI.COMM_TYPE_SHARED)))
         local_size = self._neighbours.size
         one_host = local_size == self._mpi.Get_size()
         self._overlap = not one_host if overlap is None else overlap
@@ -449,7 +167,7 @@ class MpiCommunicator(Communicator):
             )
 
     def _make_algorithms(self, forced: str | None, optional: bool = False) -> None:
-        watch: Watchdog | _Watch = self._watchdog or _Watch()
+        watch: Watchdog | Watch = self._watchdog or Watch()
         self._watch = watch
         if self._watchdog is not None:
             self._watchdog.watch(self.label, lambda: self.sequence)
@@ -457,9 +175,11 @@ class MpiCommunicator(Communicator):
         self._combining = SharedCombine(self._steps)
         one_host = 1 < self.size == self.local_size
         self._algorithms: list[Algorithm] = []
-        if self._overlap:
-            self._algorithms.append(_NonBlocking(self._mpi, self._waiting))
         background = self._overlap and MPI.Query_thread() == MPI.THREAD_MULTIPLE
+        if self._overlap:
+            # A thread moves rings on while this rank computes, which MPI's own call has nobody for.
+            limit = _SMALL_BYTES if background and self.size > self.local_size and forced is None else None
+            self._algorithms.append(NonBlocking(self._mpi, self._waiting, limit))
         if one_host:
             self._algorithms.append(SharedReduce(self._steps, staged=not self._overlap or forced == "shared"))
         if self.size > self.local_size or forced == Ring.name:
@@ -471,7 +191,7 @@ class MpiCommunicator(Communicator):
             )
             self._algorithms.append(levels)
         self._queueing = list(self._algorithms)
-        self._algorithms.append(_Blocking(self._mpi, self._waiting, watch, self.label, self._start_all))
+        self._algorithms.append(Blocking(self._mpi, self._waiting, watch, self.label, self._start_all))
         if optional and forced not in [algorithm.name for algorithm in self._algorithms]:
             forced = None  # a group on one host has nothing between hosts
         self._forced = forced
@@ -643,22 +363,22 @@ class MpiCommunicator(Communicator):
         self._prepare_shared_memory()
         combined = wire_dtype(values.dtype)
         if device_of(values).kind == "cpu":
-            flat = values if values.ndim == 1 else _flat(values)
+            flat = values if values.ndim == 1 else flattened(values)
             chosen = self._choose(flat, op, number)
             if combined == values.dtype or chosen.takes_halves:
                 begin = self._alone(chosen, chosen.prepare(flat, op))
-                return begin if flat is values else lambda n: _Finished(begin(n), lambda: values)
+                return begin if flat is values else lambda n: Finished(begin(n), lambda: values)
 
         def start(number: int) -> Pending:
             wire = np.array(asnumpy(values), combined)
-            flat = _flat(wire)
+            flat = flattened(wire)
 
             def finish() -> Array:
                 _write(values, wire)
                 return values
 
             chosen = self._choose(flat, op, number)
-            return _Finished(self._alone(chosen, lambda n: chosen.start(flat, op, n))(number), finish)
+            return Finished(self._alone(chosen, lambda n: chosen.start(flat, op, n))(number), finish)
 
         return start
 
@@ -733,10 +453,10 @@ class MpiCommunicator(Communicator):
 
     def _broadcast(self, values: Array, root: int, call: Call, number: int) -> Pending:
         on_host = asnumpy(values)
-        flat = _flat_bytes(on_host)
+        flat = flat_bytes(on_host)
         with self._waiting(call.operation, number):
             self._start_all()
-            for part in _pieces(flat.size, _COPY_PIECE_BYTES):
+            for part in pieces_of(flat.size, _COPY_PIECE_BYTES):
                 self._mpi.Bcast(flat[part], root)
         if on_host is not values and self.rank != root:
             _write(values, on_host)
@@ -744,12 +464,12 @@ class MpiCommunicator(Communicator):
 
     def _all_gather(self, values: Array, call: Call, number: int) -> Pending:
         on_host = asnumpy(values)
-        flat = _flat_bytes(on_host)
+        flat = flat_bytes(on_host)
         result = np.empty((self.size, *values.shape), values.dtype)
-        rows = _flat_bytes(result).reshape(self.size, flat.size)
+        rows = flat_bytes(result).reshape(self.size, flat.size)
         with self._waiting(call.operation, number):
             self._start_all()
-            for part in _pieces(flat.size, _COPY_PIECE_BYTES):
+            for part in pieces_of(flat.size, _COPY_PIECE_BYTES):
                 whole = part.stop - part.start == flat.size
                 piece = rows if whole else np.empty((self.size, part.stop - part.start), np.uint8)
                 self._mpi.Allgather(flat[part], piece)
@@ -765,7 +485,7 @@ class MpiCommunicator(Communicator):
         counts = [(part.stop - part.start) * item for part in cut(values.size, self.size)]
         with self._waiting(call.operation, number):
             self._start_all()
-            self._mpi.Allgatherv(MPI.IN_PLACE, [_flat_bytes(on_host), counts])
+            self._mpi.Allgatherv(MPI.IN_PLACE, [flat_bytes(on_host), counts])
         if on_host is not values:
             _write(values, on_host)
         return Done(values)
@@ -774,7 +494,7 @@ class MpiCommunicator(Communicator):
         parts = cut(values.size, self.size)
         if self._in_steps(values):
             own = values[parts[self.rank]]
-            return _Finished(self._steps.start("reduce_scatter", values, "sum", number), lambda: own)
+            return Finished(self._steps.start("reduce_scatter", values, "sum", number), lambda: own)
         wire = np.asarray(asnumpy(values), wire_dtype(values.dtype))
         received = self._exchange([wire[part] for part in parts], call, number)
         own = values[parts[self.rank]]
@@ -788,7 +508,7 @@ class MpiCommunicator(Communicator):
 
     def _exchange(self, parts: Sequence[Array], call: Call, number: int) -> list[Array]:
         """Send part r to rank r; return new arrays, by the rank they came from."""
-        sent = np.concatenate([_flat_bytes(part) for part in parts])
+        sent = np.concatenate([flat_bytes(part) for part in parts])
         counts = np.array([part.nbytes for part in parts], np.int64)
         coming = np.empty_like(counts)
         with self._waiting(call.operation, number):
@@ -802,7 +522,7 @@ class MpiCommunicator(Communicator):
         ]
 
     def _all_gather_rows(self, values: Array, call: Call, number: int) -> list[Array]:
-        flat = _flat_bytes(asnumpy(values))
+        flat = flat_bytes(asnumpy(values))
         lengths = np.empty(self.size, np.int64)
         with self._waiting(call.operation, number):
             self._start_all()

@@ -8,7 +8,7 @@ import pytest
 from communicator_contract import CONTRACT
 
 from distopt.communicators import connect
-from distopt.communicators.mpi import make_hierarchical
+from distopt.communicators.mpi_algorithms import make_hierarchical
 
 
 @pytest.fixture(scope="module")
