@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from distopt.bench.commands import bench
-from distopt.command_options import DataDir, DeviceOption, Json, choose_devices, find_task, plain_errors
+from distopt.command_options import (
+    DataDir,
+    DeviceOption,
+    Json,
+    bucket_bytes_of,
+    devices_of,
+    find_task,
+    make_output,
+    plain_errors,
+    same_error_everywhere,
+    say_devices,
+)
+from distopt.signals import SignalNotes
 
 if TYPE_CHECKING:
     from distopt.data.dataset import Dataset
@@ -76,67 +90,112 @@ def train(
 ) -> None:
     """Train; start it with mpirun to train on several ranks.
 
-    Exit code 3: stopped by SIGUSR1, SIGTERM or Ctrl-C after a whole step, with a checkpoint in --output.
+    Exit code 3: stopped by SIGUSR1, SIGTERM or Ctrl-C after a whole step, with a checkpoint in --output, or
+    before the first step.
     """
-    from distopt.communicators import connect, guard
+    notes = SignalNotes()
+    with plain_errors(), ExitStack() as hearing:
+        hearing.enter_context(notes.listening())  # from here on, for what follows takes seconds
+        from distopt.communicators import connect, guard
+        from distopt.errors import CheckpointError, DataError
 
-    with plain_errors(), connect() as communicator, guard(communicator):
-        from distopt.metrics import MetricsFile, Progress
-        from distopt.trainer import METRICS_FILE, Settings, Trainer
+        with connect() as communicator:
+            # Mistakes that every rank finds alike are told once.
+            with same_error_everywhere(communicator):
+                from distopt.aggregators import codecs
+                from distopt.metrics import Progress
+                from distopt.step import make_pieces
+                from distopt.trainer import Settings, Trainer
 
-        task = find_task(name)
-        settings = Settings(
-            global_batch=task.global_batch if global_batch is None else global_batch,
-            steps=task.steps if steps is None else steps,
-            seed=seed,
-            learning_rate=learning_rate,
-            log_every=log_every,
-            checkpoint_every=checkpoint_every,
-            bucket_bytes=None if bucket_mib is None else int(bucket_mib * (1 << 20)),
-            prefetch=prefetch,
-            output=output,
-            local_steps=local_steps,
-            local_start=local_start,
-            delayed=delayed,
-            adasum=adasum,
-            canonical=canonical,
-            micro_batches=micro_batches,
-            codec=codec,
-            drift_check_every=drift_check,
-            on_drift=on_drift,  # type: ignore[arg-type]  # which Settings checks
-            shard_optimizer=shard_optimizer,
-        )
-        if resume and output is None:
-            raise ValueError("--resume needs --output, the folder of the run to go on with")
-        devices = choose_devices(device, communicator, replicas_per_rank, 1 if canonical else None)
-        data = task.load("train", data_dir=data_dir, communicator=communicator)
-        test = task.load("test", data_dir=data_dir, communicator=communicator)
-        trainer = Trainer(task, data, communicator, devices, settings)
-        if not resume:
-            trainer.refuse_used_output()
-        said = trainer.resume() if resume else ""
-        leads = communicator.rank == 0
-        progress = Progress(settings.steps, trainer.step, leads, progress_style)
-        if said:
-            progress.say(said)
-        first_step = trainer.step
-        resumed = first_step > 0
-        if first_step >= settings.steps:
-            progress.say(f"step {settings.steps} was reached before: nothing to train, evaluating only")
-        metrics = MetricsFile(
-            output / METRICS_FILE if output and leads else None, first_step if resumed else None
-        )
-        seconds = trainer.run(progress, metrics)
-        if trainer.stopped:
-            where = f"; go on with --resume --output {output}" if output else ""
-            progress.say(
-                f"stopped after step {trainer.step} because a rank was asked to: {trainer.stop_reason}{where}"
-            )
-            metrics.close()
-        else:
-            _finish_training(trainer, test, metrics, progress, seconds, first_step)
+                task = find_task(name)
+                settings = Settings(
+                    global_batch=task.global_batch if global_batch is None else global_batch,
+                    steps=task.steps if steps is None else steps,
+                    seed=seed,
+                    learning_rate=learning_rate,
+                    log_every=log_every,
+                    checkpoint_every=checkpoint_every,
+                    bucket_bytes=bucket_bytes_of(bucket_mib),
+                    prefetch=prefetch,
+                    output=output,
+                    local_steps=local_steps,
+                    local_start=local_start,
+                    delayed=delayed,
+                    adasum=adasum,
+                    canonical=canonical,
+                    micro_batches=micro_batches,
+                    codec=codec,
+                    drift_check_every=drift_check,
+                    on_drift=on_drift,  # type: ignore[arg-type]  # which Settings checks
+                    shard_optimizer=shard_optimizer,
+                )
+                if resume and output is None:
+                    raise ValueError("--resume needs --output, the folder of the run to go on with")
+                chosen, reason = devices_of(device, communicator, replicas_per_rank)
+                make_pieces(settings, communicator, replicas_per_rank)
+                if codec is not None:
+                    codecs.get(codec)
+                Progress(settings.steps, 0, False, progress_style)
+            with same_error_everywhere(communicator, CheckpointError, DataError):
+                make_output(output, communicator)
+                devices = say_devices(chosen, reason, communicator, 1 if canonical else None)
+                data = task.load("train", data_dir=data_dir, communicator=communicator)
+                test = task.load("test", data_dir=data_dir, communicator=communicator)
+                trainer = Trainer(task, data, communicator, devices, settings)
+                if not resume:
+                    trainer.refuse_used_output()
+                said = trainer.resume() if resume else ""
+            with guard(communicator):
+                code = _train(trainer, test, said, progress_style, notes, hearing)
+    if code:
+        raise typer.Exit(code)
+
+
+def _train(
+    trainer: Trainer, test: Dataset, said: str, progress_style: str, notes: SignalNotes, hearing: ExitStack
+) -> int:
+    """Train and evaluate; returns the exit code.
+
+    Args:
+        trainer: after its start-up.
+        test: the examples to evaluate on.
+        said: what resuming had to say.
+        progress_style: see `Progress`.
+        notes: the signals of the start-up.
+        hearing: closed when no signal is to be noted any more.
+    """
+    from distopt.decisions import stop_reasons
+    from distopt.metrics import MetricsFile, Progress
+    from distopt.trainer import METRICS_FILE
+
+    settings, communicator = trainer.settings, trainer.communicator
+    output, leads, first_step = settings.output, communicator.rank == 0, trainer.step
+    progress = Progress(settings.steps, first_step, leads, progress_style)
+    if said:
+        progress.say(said)
+    where = f"; go on with --resume --output {output}" if output else ""
+    asked = stop_reasons(notes, communicator)
+    if asked:
+        which = f"step {first_step + 1}" if first_step else "the first step"
+        progress.say(f"stopped before {which} because {asked}{where}")
+        return STOPPED
+    if first_step >= settings.steps:
+        progress.say(f"step {settings.steps} was reached before: nothing to train, evaluating only")
+    metrics = MetricsFile(
+        output / METRICS_FILE if output and leads else None, first_step if first_step else None
+    )
+    seconds = trainer.run(progress, metrics)
+    hearing.close()
     if trainer.stopped:
-        raise typer.Exit(STOPPED)
+        progress.say(
+            f"stopped after step {trainer.step} because a rank was asked to: {trainer.stop_reason}{where}"
+        )
+        metrics.close()
+        return STOPPED
+    if notes.asked is not None:  # it came after the last step, while the checkpoint was written
+        signal.raise_signal(notes.asked)
+    _finish_training(trainer, test, metrics, progress, seconds, first_step)
+    return 0
 
 
 def _finish_training(
@@ -180,18 +239,24 @@ def evaluate(
     device: DeviceOption = None,
 ) -> None:
     """Evaluate saved weights on the test data; every example counts once, on any number of ranks."""
-    from distopt.communicators import connect, guard
+    from distopt.communicators import connect
 
-    with plain_errors(), connect() as communicator, guard(communicator):
+    with plain_errors(), connect() as communicator:
+        from distopt import checkpoint as checkpoints
+        from distopt.errors import CheckpointError, DataError
         from distopt.evaluation import evaluate_file
 
         path = weights / "weights.safetensors" if weights.is_dir() else weights
-        chosen = choose_devices(device, communicator, 1)[0]
-        task, found = evaluate_file(path, averaged, data_dir, chosen, communicator)
+        with same_error_everywhere(communicator):
+            checkpoints.load(path)  # each rank reads it; so what it lacks below, it lacks everywhere
+            found, reason = devices_of(device, communicator, 1)
+        with same_error_everywhere(communicator, CheckpointError, DataError):
+            (chosen,) = say_devices(found, reason, communicator)
+            task, results = evaluate_file(path, averaged, data_dir, chosen, communicator)
         if communicator.rank == 0:
             print(
-                f"{task} test: loss {found['loss']:.4f}, accuracy {100 * found['accuracy']:.2f} % "
-                f"({int(found['examples'])} examples, {'averaged' if averaged else 'raw'} weights)"
+                f"{task} test: loss {results['loss']:.4f}, accuracy {100 * results['accuracy']:.2f} % "
+                f"({int(results['examples'])} examples, {'averaged' if averaged else 'raw'} weights)"
             )
 
 

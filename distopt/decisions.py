@@ -4,59 +4,24 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable
 
 from distopt.aggregators import NotFinite, Ticket, first_not_finite
 from distopt.communicators import Communicator
 from distopt.replica import Batch, Replica
+from distopt.signals import MEANING, SignalNotes
 
-__all__ = ["StopSignals", "failed_input", "places_not_finite"]
+__all__ = ["StopSignals", "failed_input", "places_not_finite", "stop_reasons"]
 
 _log = logging.getLogger("distopt")
 
-_MEANING = {
-    signal.SIGUSR1: "SIGUSR1: the scheduler is about to take its machine",
-    signal.SIGTERM: "SIGTERM: it was told to end",
-    signal.SIGINT: "SIGINT: Ctrl-C",
-}
 
-
-class StopSignals:
+class StopSignals(SignalNotes):
     """Notes the signals that ask this rank to stop; all ranks hear of it by the ticket of the next step.
 
     SIGUSR1 counts as preemption: batch systems send it before they take a machine away, and it is the one
     signal that every launcher passes on. It ends a training like SIGTERM and SIGINT, after a whole step.
-
-    Attributes:
-        asked: the first signal that came; None before.
     """
-
-    def __init__(self) -> None:
-        self.asked: signal.Signals | None = None
-
-    @contextmanager
-    def listening(self) -> Generator[None]:
-        """Note signals inside the block; a second SIGINT raises KeyboardInterrupt."""
-
-        def note(number: int, frame: Any) -> None:
-            del frame
-            if self.asked is not None and number == signal.SIGINT:
-                raise KeyboardInterrupt  # asked twice: this person does not want to wait
-            self.asked = self.asked or signal.Signals(number)
-
-        before: dict[int, Any] = {}
-        try:
-            for number in _MEANING:
-                before[number] = signal.signal(number, note)
-        except ValueError:
-            before.clear()  # not the main thread (ranks as threads): signals are another's business
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def ticket(self) -> Ticket:
         """Return this rank's wish, for the ticket of a step."""
@@ -65,8 +30,13 @@ class StopSignals:
 
     def reasons(self, communicator: Communicator) -> str:
         """Return which ranks were asked to stop, and why. Collective."""
-        own = "" if self.asked is None else f"{_named(communicator)} got {_MEANING[self.asked]}"
-        return "; ".join(filter(None, communicator.all_gather_object(own)))
+        return stop_reasons(self, communicator)
+
+
+def stop_reasons(notes: SignalNotes, communicator: Communicator) -> str:
+    """Return which ranks were asked to stop, and why; empty where none was. Collective."""
+    own = "" if notes.asked is None else f"{_named(communicator)} got {MEANING[notes.asked]}"
+    return "; ".join(filter(None, communicator.all_gather_object(own)))
 
 
 def failed_input(error: Exception, communicator: Communicator) -> Ticket:

@@ -11,6 +11,7 @@ _PACKAGE = Path(__file__).parent.parent / "distopt"
 _LEVELS = {
     "errors": 0,
     "dlpack": 0,
+    "signals": 0,
     "backend": 1,
     "counter_random": 2,
     "schedules": 3,

@@ -136,12 +136,12 @@ def test_importing_distopt_needs_neither_mpi_nor_cupy_nor_numba():
 
 def test_a_signal_stops_all_ranks_with_a_checkpoint_and_exit_code_3(tmp_path):
     program = (
-        "import os, signal, sys, threading, time\n"
+        "import os, pathlib, signal, sys, threading, time\n"
         "from distopt.cli import main\n"
+        f"metrics = pathlib.Path({str(tmp_path / 'o' / 'metrics.jsonl')!r})\n"
         "def ask():\n"
-        "    while not callable(signal.getsignal(signal.SIGUSR1)):\n"  # until training has begun
+        "    while not (metrics.exists() and metrics.stat().st_size):\n"  # until training goes on
         "        time.sleep(0.1)\n"
-        "    time.sleep(1)\n"
         "    os.kill(os.getpid(), signal.SIGUSR1)\n"
         "if os.environ['OMPI_COMM_WORLD_RANK'] == '1':\n"
         "    threading.Thread(target=ask, daemon=True).start()\n"

@@ -6,13 +6,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distopt import SGD, AllReduce, Arena, Variable, ops
-from distopt.aggregators import Accumulate, Adasum, Delayed, Grouped, LocalSGD
+from distopt import SGD, AllReduce, Arena, GradientTape, Ticket, Variable, ops
+from distopt.aggregators import (
+    Accumulate,
+    Adasum,
+    Canonical,
+    Compressed,
+    Delayed,
+    Grouped,
+    LocalSGD,
+    Sharded,
+)
+from distopt.drift import DriftCheck, replicated
 from distopt.testing import world
 
 TEXT = (Path(__file__).parent.parent / "docs" / "strategies.md").read_text()
 BLOCKS = re.findall(r"```python\n# (.*?)\n(.*?)```", TEXT, re.DOTALL)
-PUBLIC = [SGD, AllReduce, Accumulate, Adasum, Delayed, Grouped, LocalSGD]
+PUBLIC = [SGD, AllReduce, Accumulate, Adasum, Delayed, Grouped, LocalSGD, Canonical, Sharded, Compressed]
+TOOLS = [DriftCheck, replicated, GradientTape, Ticket]
 
 
 def rows(step, rank):
@@ -37,12 +48,15 @@ def run(ranks):
     """Return {heading: w and b after it, in one vector, on each rank}."""
 
     def of_rank(communicator):
-        names = {thing.__name__: thing for thing in PUBLIC}
+        names = {thing.__name__: thing for thing in [*PUBLIC, *TOOLS]}
         names |= {"world": communicator, "variables": variables, "loss": loss}
         names["batch"] = lambda step: rows(step, communicator.rank)
+        names["shard"] = rows
         found = {}
         for heading, code in BLOCKS:
             exec(code, names)
+            if heading == "drift check":
+                assert names["check"].checks == (2 if ranks > 1 else 0)  # one rank has none to differ from
             found[heading] = np.append(names["w"].numpy(), names["b"].numpy())
         return found
 
@@ -128,6 +142,33 @@ def test_adasum(outcome):
         whole = means[0] if ranks == 1 else join(join(means[0], means[1]), means[2])
         value = value - 0.1 * whole
     check(found["Adasum"], value)
+
+
+def test_canonical_has_the_bits_of_one_rank_and_the_mean_of_its_shards(outcome):
+    _, found = outcome
+    value = np.zeros(3)
+    for step in range(5):
+        total, count = sums(value, [step], range(3))
+        value = value - 0.1 * total / count
+    check(found["canonical"], value)
+    alone = run(1)["canonical"][0]
+    for own in found["canonical"]:
+        np.testing.assert_array_equal(own, alone)
+
+
+@pytest.mark.parametrize(
+    ("heading", "momentum", "first", "rtol"),
+    [("sharded", 0.9, 0, 1e-12), ("compressed", 0.0, 0, 1e-2), ("drift check", 0.9, 1, 1e-12)],
+)
+def test_the_mean_over_the_global_batch(outcome, heading, momentum, first, rtol):
+    ranks, found = outcome
+    value, speed = np.zeros(3), np.zeros(3)
+    for step in range(first, first + 5):
+        total, count = sums(value, [step], range(ranks))
+        speed = momentum * speed - 0.1 * total / count
+        value = value + speed
+    for own in found[heading]:
+        np.testing.assert_allclose(own, value, rtol=rtol, atol=1e-14)
 
 
 def test_groups(outcome):

@@ -237,7 +237,10 @@ class MpiCommunicator(Communicator):
         if problem is not None:
             self.description = f"{self.description}, no shared memory: {problem}"
             if self.rank == 0:
-                _log.warning("%s reduces without shared memory, by MPI alone: %s", self.label, problem)
+                asked = ", though shared was asked for" if self._forced == "shared" else ""
+                _log.warning(
+                    "%s reduces without shared memory, by MPI alone%s: %s", self.label, asked, problem
+                )
 
     def _scratch(self, shared: bool, size_bytes: int) -> Array:
         if shared:

@@ -208,12 +208,16 @@ def _reserve(file: int, start: int, length: int) -> str | None:
     try:
         os.posix_fallocate(file, start, length)
     except OSError as error:
-        return f"{FOLDER} has no room for {length / 2**20:.1f} MiB more: {error.strerror}"
+        return f"{FOLDER} has no room for {_size(length)} more: {error.strerror}"
     return None
+
+
+def _size(length: int) -> str:
+    return f"{length / 2**20:.1f} MiB" if length >= 1 << 20 else f"{length / 1024:g} KiB"
 
 
 def _map(file: int, length: int) -> tuple[mmap.mmap | None, str | None]:
     try:
         return mmap.mmap(file, length, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE), None
     except (OSError, ValueError) as error:
-        return None, f"{length / 2**20:.1f} MiB of {FOLDER} can't be mapped: {error}"
+        return None, f"{_size(length)} of {FOLDER} can't be mapped: {error}"
