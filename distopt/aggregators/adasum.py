@@ -12,6 +12,7 @@ import numpy as np
 
 from distopt.aggregators.aggregator import Aggregator, Pair, begin_step
 from distopt.aggregators.agreement import Agreement
+from distopt.aggregators.divide import divide, put, widened
 from distopt.aggregators.ticket import Ticket
 from distopt.backend import Array, namespace
 from distopt.communicators import Communicator
@@ -185,7 +186,7 @@ def _filled(
                 continue
             if gradient is not variable.gradient:
                 view[...] = dense_gradient(gradient, variable)
-            view /= view.dtype.type(examples)
+            divide(view, examples)
     return _Flat(values, [part for _, part in places], views)
 
 
@@ -202,5 +203,7 @@ def _products(a: Array, b: Array) -> Any:
 def _merge(a: Array, b: Array, segments: Sequence[slice], factors: Any) -> None:
     """Set a to (factor of a) * a + (factor of b) * b, segment by segment."""
     for part, (of_a, of_b) in zip(segments, factors, strict=True):
-        a[part] *= of_a.astype(a.dtype)
-        a[part] += of_b.astype(a.dtype) * b[part]
+        total = widened(a[part])
+        total *= of_a.astype(total.dtype)  # a factor may be beyond 16 bits
+        total += of_b.astype(total.dtype) * widened(b[part])
+        put(total, a[part])

@@ -186,13 +186,13 @@ class AllReduce(Aggregator):
         """Start the sum of a part of a slab's gradients, complete on this rank; to be overridden."""
         bucket = slab.gradients[part]
         self.wire_bytes += bucket.nbytes
-        return PlainReduction(self.communicator.all_reduce(bucket), bucket)
+        return PlainReduction(self.communicator, bucket)
 
     def _sum_packed(self, packed: Array, divisor: float | None, variables: Sequence[Variable]) -> None:
         """Sum the packed gradients of variables outside an arena, and divide them; to be overridden."""
         del variables
         self.wire_bytes += packed.nbytes
-        PlainReduction(self.communicator.all_reduce(packed), packed).finish(divisor)
+        PlainReduction(self.communicator, packed).finish(divisor)
 
     def _start_rest(
         self, given: list[Pair], slabs: dict[int, SlabReduction], ticket: Ticket

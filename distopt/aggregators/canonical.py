@@ -12,6 +12,7 @@ from distopt.aggregators.aggregator import Pair, taken
 from distopt.aggregators.agreement import Agreement
 from distopt.aggregators.allreduce import AllReduce
 from distopt.aggregators.buckets import BucketReduction, SlabReduction
+from distopt.aggregators.divide import divide, put
 from distopt.aggregators.loose import reduce_loose
 from distopt.aggregators.sparse import SparseExchange
 from distopt.aggregators.ticket import Ticket
@@ -290,8 +291,7 @@ class Canonical(AllReduce):
     def _sum_loose(self, found: _Found, members: list[Variable], divisor: float | None) -> dict[int, Array]:
         """Sum the gradients of several variables of one dtype as one array."""
         total = self._combined([_packed(gradients, members) for _, gradients in found.loose]).wait()
-        if divisor is not None:
-            total /= total.dtype.type(divisor)
+        divide(total, divisor)
         views: dict[int, Array] = {}
         start = 0
         for variable in members:
@@ -387,10 +387,9 @@ class _BucketSum:
     def finish(self, divisor: float | None) -> None:
         """See `BucketReduction.finish`."""
         total = self._pending.wait()
-        if divisor is not None:
-            total /= total.dtype.type(divisor)
+        divide(total, divisor)
         if not self._in_place:
-            self._bucket[...] = total
+            put(total, self._bucket, copied=True)
 
 
 def _added(left: Array, right: Array) -> Array:

@@ -16,6 +16,7 @@ from distopt.aggregators.codecs.codec import Codec
 from distopt.aggregators.codecs.error_feedback import Compression, ErrorFeedback, split_again
 from distopt.aggregators.codecs.groups import Group, make_group, sent_by_all_reduce
 from distopt.aggregators.codecs.powersgd import PowerSGD, matrix_shape
+from distopt.aggregators.divide import divide, put, widened
 from distopt.aggregators.ticket import Ticket
 from distopt.backend import Array, asnumpy, namespace
 from distopt.communicators import Communicator, Pending
@@ -222,7 +223,7 @@ class _Bucket:
         self._pending: Pending | None = None
         if plain:
             xp = namespace(*plain)
-            packed = xp.concatenate([gradient.reshape(-1) for gradient in plain])
+            packed = widened(xp.concatenate([gradient.reshape(-1) for gradient in plain]))
             aggregator.wire_bytes += sent_by_all_reduce(packed.nbytes, aggregator.communicator.size)
             self._pending = aggregator.communicator.all_reduce(packed)
         if group is not None:
@@ -232,11 +233,10 @@ class _Bucket:
         """See `BucketReduction.finish`."""
         if self._pending is not None:
             packed = self._pending.wait()
-            if divisor is not None:
-                packed /= packed.dtype.type(divisor)
+            divide(packed, divisor)
             start = 0
             for gradient in self._plain:
-                gradient[...] = packed[start : start + gradient.size].reshape(gradient.shape)
+                put(packed[start : start + gradient.size].reshape(gradient.shape), gradient, copied=True)
                 start += gradient.size
         if self._group is not None:
             self._group.finish(divisor)

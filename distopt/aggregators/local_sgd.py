@@ -12,6 +12,7 @@ from distopt.aggregators.aggregator import Aggregator, Pair, begin_step
 from distopt.aggregators.agreement import Agreement
 from distopt.aggregators.allreduce import AllReduce
 from distopt.aggregators.averaging import average_over_ranks, take_over
+from distopt.aggregators.divide import divide
 from distopt.aggregators.ticket import Ticket
 from distopt.backend import Array
 from distopt.communicators import Communicator
@@ -220,11 +221,13 @@ def _divided(gradient: Any, variable: Variable, examples: float) -> Any:
     if gradient is None:
         return None
     if isinstance(gradient, IndexedSlices):
-        values = gradient.values / gradient.values.dtype.type(examples)
+        values = gradient.values.copy()
+        divide(values, examples)
         return IndexedSlices(values, gradient.indices, gradient.dense_shape)
     with variable.device.activate():
         if gradient is variable.gradient:
-            gradient /= gradient.dtype.type(examples)  # the arena is ours to change
+            divide(gradient, examples)  # the arena is ours to change
             return gradient
-        dense = variable.device.asarray(gradient, variable.dtype)
-        return dense / dense.dtype.type(examples)
+        dense = variable.device.asarray(gradient, variable.dtype).copy()
+        divide(dense, examples)
+        return dense

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Sequence
 from distopt.aggregators.aggregator import Pair
 from distopt.aggregators.agreement import Agreement
 from distopt.aggregators.allreduce import AllReduce
+from distopt.aggregators.divide import divide, put, widened
 from distopt.aggregators.ownership import Ownership
 from distopt.aggregators.ticket import Ticket
 from distopt.backend import Array
 from distopt.communicators import Communicator, Pending
+from distopt.communicators.communicator import cut
 from distopt.variables import Slab, Variable
 
 __all__ = ["ScatteredReduction", "Sharded"]
@@ -18,6 +20,8 @@ __all__ = ["ScatteredReduction", "Sharded"]
 
 class ScatteredReduction:
     """The sum of a bucket: each rank has its part of it, or all ranks have all of it.
+
+    16-bit floats are summed and divided in float32.
 
     Args:
         communicator: over whose ranks.
@@ -27,13 +31,14 @@ class ScatteredReduction:
 
     def __init__(self, communicator: Communicator, bucket: Array, whole: bool) -> None:
         self._communicator, self._bucket, self._whole = communicator, bucket, whole
-        self._pending: Pending = communicator.reduce_scatter(bucket)
+        self._total = widened(bucket)
+        self._pending: Pending = communicator.reduce_scatter(self._total)
 
     def finish(self, divisor: float | None) -> None:
         """See `BucketReduction.finish`; without `whole`, only this rank's part is the sum."""
         own = self._pending.wait()
-        if divisor is not None:
-            own /= own.dtype.type(divisor)
+        divide(own, divisor)
+        put(own, self._bucket[cut(self._bucket.size, self._communicator.size)[self._communicator.rank]])
         if self._whole:
             self._communicator.all_gather_parts(self._bucket).wait()
 

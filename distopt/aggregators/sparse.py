@@ -13,8 +13,10 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from distopt.aggregators.divide import widened
 from distopt.backend import Array, Device, namespace
 from distopt.communicators import Communicator
+from distopt.communicators.communicator import wire_dtype
 from distopt.variables import IndexedSlices, Variable, value_of
 
 __all__ = ["RowsInArena", "SparseExchange", "SparseMode", "local_rows", "put_into_arena"]
@@ -126,9 +128,11 @@ class SparseExchange:
         exchange = self._by_rows if self.chosen[variable.name] == "rows" else self._by_table
         with variable.device.activate():
             summed = exchange(gradient, variable.shape)
-            values = summed.values
+            total = summed.values
             if divisor is not None:
-                values = values / values.dtype.type(divisor)
+                total = total / total.dtype.type(divisor)
+            with np.errstate(over="ignore"):  # beyond 16 bits: infinite it is seen
+                values = total.astype(variable.dtype, copy=False)
             return IndexedSlices(values, summed.indices, variable.shape)
 
     def indices(self, gradient: IndexedSlices | None, variable: Variable) -> RowsInArena:
@@ -157,14 +161,14 @@ class SparseExchange:
         values, indices = xp.ascontiguousarray(gradient.values), xp.ascontiguousarray(gradient.indices)
         self.wire_bytes += values.nbytes + indices.nbytes
         # In rank order on every rank, so that equal indices are summed to the same bits everywhere.
-        all_values = xp.concatenate(self.communicator.all_gather_rows(values))
+        all_values = widened(xp.concatenate(self.communicator.all_gather_rows(values)))
         all_indices = xp.concatenate(self.communicator.all_gather_rows(indices))
         return IndexedSlices(all_values, all_indices, shape).deduplicated()
 
     def _by_table(self, gradient: IndexedSlices, shape: tuple[int, ...]) -> IndexedSlices:
         xp = namespace(gradient.values)
         width = int(np.prod(shape[1:], dtype=np.int64))
-        table = xp.zeros((shape[0], width + 1), gradient.dtype)
+        table = xp.zeros((shape[0], width + 1), wire_dtype(gradient.dtype))
         table[gradient.indices, :width] = gradient.values.reshape(len(gradient.values), width)
         table[gradient.indices, width] = 1  # zeros of a row that is listed count as a row
         self.wire_bytes += table.nbytes
