@@ -11,6 +11,7 @@ import numpy as np
 from distopt.aggregators.aggregator import Pair, taken
 from distopt.aggregators.agreement import Agreement
 from distopt.aggregators.allreduce import AllReduce
+from distopt.aggregators.arguments import whole_number
 from distopt.aggregators.buckets import BucketReduction, SlabReduction
 from distopt.aggregators.divide import divide, put
 from distopt.aggregators.loose import reduce_loose
@@ -67,7 +68,7 @@ class Canonical(AllReduce):
 
     Raises:
         ValueError: fewer shards than ranks; or as for AllReduce.
-        TypeError: `communicator` is none.
+        TypeError: `communicator` is none, or `shards` no whole number.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Canonical(AllReduce):
         bucket_bytes: int = 4 << 20,
     ) -> None:
         super().__init__(communicator, reduction, bucket_bytes)
-        self.shards = communicator.size if shards is None else shards
+        self.shards = communicator.size if shards is None else whole_number(shards, "Canonical's shards", 1)
         if self.shards < communicator.size:
             raise ValueError(
                 f"{self.shards} canonical shard(s) can't be shared by {communicator.size} ranks: each needs "

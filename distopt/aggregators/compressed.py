@@ -11,6 +11,7 @@ from distopt.aggregators import codecs
 from distopt.aggregators.aggregator import Pair
 from distopt.aggregators.agreement import Agreement
 from distopt.aggregators.allreduce import AllReduce
+from distopt.aggregators.arguments import whole_number
 from distopt.aggregators.buckets import BucketReduction
 from distopt.aggregators.codecs.codec import Codec
 from distopt.aggregators.codecs.error_feedback import Compression, ErrorFeedback, split_again
@@ -72,8 +73,7 @@ class Compressed(AllReduce):
             raise TypeError(
                 f"codec must be one of distopt.aggregators.codecs or its name, such as 'fp16', got {given!r}"
             )
-        if min_elements < 0:
-            raise ValueError(f"min_elements must not be negative, got {min_elements}; 0 encodes everything")
+        min_elements = whole_number(min_elements, "Compressed's min_elements (0 encodes everything)", 0)
         self.codec: Compression = given
         self.min_elements = min_elements
         self._inner = given.codec if isinstance(given, ErrorFeedback) else given

@@ -63,6 +63,7 @@ class Delayed(Aggregator):
                     "be called for another step. Use AllReduce(communicator), or leave Delayed out."
                 )
         self.inner = inner
+        self.ownership = inner.ownership
         self.communicator: Communicator | None = getattr(inner, "communicator", None)
         self.reduction: str = getattr(inner, "reduction", "sum")
         self._agreement = None if self.communicator is None else Agreement(self.communicator, "Delayed")

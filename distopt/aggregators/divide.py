@@ -1,4 +1,4 @@
-"""Divide sums: 16-bit floats in float32, so that neither a sum nor a divisor beyond their range spoils them."""
+"""Divide sums: 16-bit floats in float32, lest a sum or a divisor beyond their range spoil them."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import numpy as np
 from distopt.aggregators.aggregator import Aggregator, Pair, begin_step
 from distopt.aggregators.agreement import Agreement
 from distopt.aggregators.allreduce import AllReduce
+from distopt.aggregators.arguments import whole_number
 from distopt.aggregators.averaging import average_over_ranks, take_over
 from distopt.aggregators.divide import divide
 from distopt.aggregators.ticket import Ticket
@@ -51,7 +52,8 @@ class LocalSGD(Aggregator):
             averaging there. Ranks then meet only every `every` steps.
 
     Raises:
-        ValueError: `every` below 1 or `start` below 0.
+        ValueError: `every` below 1 or `start` below 0; `inner` divides the optimizer's state, as `Sharded`.
+        TypeError: `every` or `start` is no whole number.
     """
 
     reduction = "mean"
@@ -65,14 +67,14 @@ class LocalSGD(Aggregator):
         agree_every_step: bool = True,
     ) -> None:
         super().__init__()
-        if every < 1 or start < 0:
+        if inner is not None and inner.ownership is not None:
             raise ValueError(
-                f"LocalSGD averages every `every` >= 1 steps after `start` >= 0 steps, got every={every}, "
-                f"start={start}"
+                f"LocalSGD can't begin with {type(inner).__name__}, which divides the optimizer's slots "
+                "among the ranks: a rank that trains by itself needs all of them. Use AllReduce(communicator)."
             )
         self.communicator = communicator
-        self.every = every
-        self.start = start
+        self.every = whole_number(every, "LocalSGD's number of steps between averagings, every,", 1)
+        self.start = whole_number(start, "LocalSGD's number of steps before the local ones, start,", 0)
         self.inner = AllReduce(communicator) if inner is None else inner
         self.agree_every_step = agree_every_step
         self._agreement = Agreement(communicator, f"LocalSGD(every={every}, start={start})")

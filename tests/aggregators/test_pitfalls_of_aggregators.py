@@ -1,5 +1,7 @@
 """What goes wrong in aggregators: halves out of range, wrappers that lose something, wrong arguments."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -15,9 +17,12 @@ from distopt.aggregators import (
     Sharded,
     Ticket,
 )
-from distopt.optimizers import SGD, Adam
+from distopt.communicators import LocalCommunicator
+from distopt.optimizers import Adam
 from distopt.testing import world
 from distopt.variables import Arena, IndexedSlices, Variable
+
+LOCAL = LocalCommunicator()
 
 MAKE = {
     "AllReduce": AllReduce,
@@ -97,3 +102,60 @@ def test_a_sum_of_halves_that_is_not_divided_may_be_infinite(make):
         return found.dtype, found.tolist()
 
     assert world(2, run) == [(np.float16, [2.0, 5.0, np.inf])] * 2
+
+
+@pytest.mark.parametrize("wrong", [2.5, True, "4", np.float32(3), [2]])
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda c, n: Accumulate(AllReduce(c), n), "steps"),
+        (LocalSGD, "every"),
+        (lambda c, n: LocalSGD(c, 2, n), "start"),
+        (lambda c, n: Canonical(c, n), "shards"),
+        (lambda c, n: AllReduce(c, bucket_bytes=n), "bucket_bytes"),
+        (lambda c, n: Sharded(c, bucket_bytes=n), "bucket_bytes"),
+        (lambda c, n: Compressed(c, "fp16", min_elements=n), "min_elements"),
+    ],
+)
+def test_counts_that_are_no_whole_numbers_are_refused_by_name(make, name, wrong):
+    with pytest.raises(TypeError, match=rf"{name}.* must be a whole number.*got {re.escape(repr(wrong))}"):
+        make(LOCAL, wrong)
+    assert make(LOCAL, np.int64(3))
+    with pytest.raises(ValueError, match=rf"{name}.* must be at least [01], got -1"):
+        make(LOCAL, -1)
+
+
+@pytest.mark.parametrize("wrap", [lambda a: Accumulate(a, 2), Delayed, lambda a: Accumulate(Delayed(a), 2)])
+@pytest.mark.parametrize("arena", [True, False])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_wrapped_sharded_divides_the_slots_and_gives_the_same_bits(wrap, arena, ranks):
+    def run(communicator, make):
+        random = np.random.default_rng(communicator.rank)
+        own = [Variable(np.ones(s, "f4"), name=f"v{i}") for i, s in enumerate([(9, 13), (5,), (16, 4)])]
+        if arena:
+            Arena(own)
+        optimizer = Adam(0.1, gradient_aggregator=wrap(make(communicator, "mean", 64 * 4)))
+        for step in range(6):
+            examples = (communicator.rank + step) % 3
+            pairs = [(random.normal(size=v.shape).astype("f4") * examples, v) for v in own]
+            optimizer.apply_gradients(pairs, examples=examples)
+        rest = optimizer.gradient_aggregator.flush()
+        if rest:
+            optimizer.apply_gradients(rest, experimental_aggregate_gradients=False)
+        slots = optimizer.slot_bytes()
+        return [v.numpy().tobytes() for v in own], [w.tobytes() for w in optimizer.get_weights()], slots
+
+    whole, divided = world(ranks, lambda c: run(c, AllReduce)), world(ranks, lambda c: run(c, Sharded))
+    assert [found[:2] for found in divided] == [found[:2] for found in whole]
+    assert [found[2] for found in whole] == [2 * 4 * (256 if arena else 9 * 13 + 5 + 64)] * ranks
+    assert sum(found[2] for found in divided) == whole[0][2]  # in an arena in lines of 64
+
+
+def test_sharded_is_refused_where_slots_cannot_be_divided():
+    for inner in (Sharded(LOCAL), Accumulate(Sharded(LOCAL), 2)):
+        with pytest.raises(
+            ValueError, match=r"LocalSGD can't begin with .*, which divides the optimizer's slots"
+        ):
+            LocalSGD(LOCAL, 4, 2, inner)
+    with pytest.raises(TypeError, match=r"Grouped can't hold Sharded \('all'\), which divides the slots"):
+        Grouped({"all": Sharded(LOCAL)}, lambda variable: "all")
