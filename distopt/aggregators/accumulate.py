@@ -134,6 +134,7 @@ class Accumulate(Aggregator):
         """Pass it on after an exchange. Collective as far as that of `inner` is."""
         if self._exchanged:
             self.inner.after_apply(variables)
+            self.wire_bytes = self.inner.wire_bytes  # with what was sent after the update
 
     def settle(self, variables: Sequence[Variable], others: Sequence[Variable] = ()) -> None:
         """See `Aggregator.settle`; what is kept stays."""

@@ -14,6 +14,7 @@ from distopt.aggregators.aggregator import Aggregator, Pair, begin_step
 from distopt.aggregators.agreement import Agreement
 from distopt.aggregators.divide import divide, put, widened
 from distopt.aggregators.ticket import Ticket
+from distopt.aggregators.traffic import sent_by_all_reduce
 from distopt.backend import Array, namespace
 from distopt.communicators import Communicator
 from distopt.communicators.communicator import cut
@@ -102,7 +103,7 @@ class Adasum(Aggregator):
     def _combine(self, flat: _Flat) -> None:
         """Replace a rank's gradients by all ranks' combination, in place. Collective."""
         communicator, values = self.communicator, flat.values
-        self.wire_bytes += values.nbytes
+        self.wire_bytes += sent_by_all_reduce(values.nbytes, communicator.size)
         cuts = cut(values.size, communicator.size)
         own = cuts[communicator.rank]
         nodes = communicator.all_to_all([values[part] for part in cuts])
@@ -124,6 +125,7 @@ class Adasum(Aggregator):
         """Return the factors of a and of b: float64 [couples, segments, 2], the same on all ranks."""
         xp = namespace(couples[0][0])
         products = xp.stack([_products(a[part], b[part]) for a, b in couples for part in segments])
+        self.wire_bytes += sent_by_all_reduce(products.nbytes, self.communicator.size)
         self.communicator.all_reduce(products).wait()
         dot, squares = products[:, :1], products[:, 1:]
         # A zero gradient has nothing to scale: the other one stays as it is.

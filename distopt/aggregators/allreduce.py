@@ -186,14 +186,16 @@ class AllReduce(Aggregator):
     def _start_bucket(self, slab: Slab, part: slice) -> BucketReduction:
         """Start the sum of a part of a slab's gradients, complete on this rank; to be overridden."""
         bucket = slab.gradients[part]
-        self.wire_bytes += bucket.nbytes
-        return PlainReduction(self.communicator, bucket)
+        reduction = PlainReduction(self.communicator, bucket)
+        self.wire_bytes += reduction.sent
+        return reduction
 
     def _sum_packed(self, packed: Array, divisor: float | None, variables: Sequence[Variable]) -> None:
         """Sum the packed gradients of variables outside an arena, and divide them; to be overridden."""
         del variables
-        self.wire_bytes += packed.nbytes
-        PlainReduction(self.communicator, packed).finish(divisor)
+        reduction = PlainReduction(self.communicator, packed)
+        self.wire_bytes += reduction.sent
+        reduction.finish(divisor)
 
     def _start_rest(
         self, given: list[Pair], slabs: dict[int, SlabReduction], ticket: Ticket

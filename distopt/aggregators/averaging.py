@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from distopt.aggregators.traffic import sent_by_all_reduce
 from distopt.backend import Array, namespace
 from distopt.communicators import Communicator
 from distopt.communicators.communicator import wire_dtype
@@ -27,7 +28,7 @@ def average_over_ranks(communicator: Communicator, variables: Sequence[Variable]
         count: this rank's weight, >= 0.
 
     Returns:
-        How many bytes this rank gave to the communicator.
+        How many bytes this rank sent to others.
     """
     total = float(_counts(communicator, count).sum())
     if not total:
@@ -90,4 +91,4 @@ def _average(communicator: Communicator, values: Array, count: float, total: flo
     sums /= sums.dtype.type(total)
     if sums is not values:
         values[...] = sums
-    return sums.nbytes
+    return sent_by_all_reduce(sums.nbytes, communicator.size)

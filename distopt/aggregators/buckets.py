@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from distopt.aggregators.divide import divide, put, widened
+from distopt.aggregators.traffic import sent_by_all_reduce
 from distopt.backend import Array
 from distopt.communicators import Communicator, Pending
 from distopt.variables import Slab, Variable
@@ -33,11 +34,15 @@ class PlainReduction:
     Args:
         communicator: over whose ranks.
         bucket: [n], summed in place.
+
+    Attributes:
+        sent: how many bytes this rank sends to others.
     """
 
     def __init__(self, communicator: Communicator, bucket: Array) -> None:
         self._bucket = bucket
         self._total = widened(bucket)
+        self.sent = sent_by_all_reduce(self._total.nbytes, communicator.size)
         self._pending: Pending = communicator.all_reduce(self._total)
 
     def finish(self, divisor: float | None) -> None:

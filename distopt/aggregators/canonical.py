@@ -17,6 +17,7 @@ from distopt.aggregators.divide import divide, put
 from distopt.aggregators.loose import reduce_loose
 from distopt.aggregators.sparse import SparseExchange
 from distopt.aggregators.ticket import Ticket
+from distopt.aggregators.traffic import sent_by_half
 from distopt.aggregators.tree import Node, Partials, Tree
 from distopt.backend import Array
 from distopt.communicators import Communicator, Pending
@@ -234,7 +235,9 @@ class Canonical(AllReduce):
         return _BucketSum(self._combined([array for _, array in partials.part(part)]), bucket, in_place)
 
     def _combined(self, arrays: list[Array]) -> Pending:
-        self.wire_bytes += sum(array.nbytes for array in arrays)
+        # As an all-to-all of what each rank has and a gather of the parts of the sum.
+        ranks, given = self.communicator.size, [array.nbytes for array in arrays]
+        self.wire_bytes += sent_by_half(sum(given), ranks) + sent_by_half(given[0], ranks)
         return self.communicator.combine(arrays, self._order)
 
     def _finish_shards(

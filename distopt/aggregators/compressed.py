@@ -15,10 +15,11 @@ from distopt.aggregators.arguments import whole_number
 from distopt.aggregators.buckets import BucketReduction
 from distopt.aggregators.codecs.codec import Codec
 from distopt.aggregators.codecs.error_feedback import Compression, ErrorFeedback, split_again
-from distopt.aggregators.codecs.groups import Group, make_group, sent_by_all_reduce
+from distopt.aggregators.codecs.groups import Group, make_group
 from distopt.aggregators.codecs.powersgd import PowerSGD, matrix_shape
 from distopt.aggregators.divide import divide, put, widened
 from distopt.aggregators.ticket import Ticket
+from distopt.aggregators.traffic import sent_by_all_reduce
 from distopt.backend import Array, asnumpy, namespace
 from distopt.communicators import Communicator, Pending
 from distopt.variables import IndexedSlices, Slab, Variable

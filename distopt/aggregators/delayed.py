@@ -98,6 +98,11 @@ class Delayed(Aggregator):
             return [(None, variable) for _, variable in sorted(given, key=lambda pair: pair[1].number)]
         return self._of_originals(due)
 
+    def after_apply(self, variables: Sequence[Variable]) -> None:
+        """Count what was sent after the update."""
+        del variables
+        self.wire_bytes = self.inner.wire_bytes
+
     def _polled(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
         for pair in taken(pairs):
             yield pair

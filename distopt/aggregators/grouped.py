@@ -54,8 +54,8 @@ class Grouped(Aggregator):
             if aggregator.ownership is not None:
                 raise TypeError(
                     f"Grouped can't hold {type(aggregator).__name__} ({name!r}), which divides the slots "
-                    "of an optimizer among its ranks: an optimizer has one division, for all of its variables. Use "
-                    "AllReduce, or an optimizer of their own for the variables that are to be divided."
+                    "of an optimizer among its ranks: an optimizer has one division, for all of its "
+                    "variables. Use AllReduce, or an optimizer of their own for the variables that are to be divided."
                 )
         self.aggregators = dict(aggregators)
         self.choose = choose

@@ -70,7 +70,7 @@ class LocalSGD(Aggregator):
         if inner is not None and inner.ownership is not None:
             raise ValueError(
                 f"LocalSGD can't begin with {type(inner).__name__}, which divides the optimizer's slots "
-                "among the ranks: a rank that trains by itself needs all of them. Use AllReduce(communicator)."
+                "among the ranks: a rank that trains by itself needs them all. Use AllReduce(communicator)."
             )
         self.communicator = communicator
         self.every = whole_number(every, "LocalSGD's number of steps between averagings, every,", 1)
@@ -152,6 +152,7 @@ class LocalSGD(Aggregator):
         """Average the variables where it is time to. Collective then."""
         if not self._is_local:
             self.inner.after_apply(variables)
+            self.wire_bytes = self.inner.wire_bytes
         elif self._due:
             self._average(variables)
             self._due = False

@@ -10,6 +10,7 @@ from distopt.aggregators.allreduce import AllReduce
 from distopt.aggregators.divide import divide, put, widened
 from distopt.aggregators.ownership import Ownership
 from distopt.aggregators.ticket import Ticket
+from distopt.aggregators.traffic import sent_by_half
 from distopt.backend import Array
 from distopt.communicators import Communicator, Pending
 from distopt.communicators.communicator import cut
@@ -27,11 +28,17 @@ class ScatteredReduction:
         communicator: over whose ranks.
         bucket: [n], summed in place.
         whole: whether every rank shall have the whole sum.
+
+    Attributes:
+        sent: how many bytes this rank sends to others.
     """
 
     def __init__(self, communicator: Communicator, bucket: Array, whole: bool) -> None:
         self._communicator, self._bucket, self._whole = communicator, bucket, whole
         self._total = widened(bucket)
+        self.sent = sent_by_half(self._total.nbytes, communicator.size)
+        if whole:
+            self.sent += sent_by_half(bucket.nbytes, communicator.size)
         self._pending: Pending = communicator.reduce_scatter(self._total)
 
     def finish(self, divisor: float | None) -> None:
@@ -98,7 +105,7 @@ class Sharded(AllReduce):
     ) -> None:
         super().__init__(communicator, reduction, bucket_bytes)
         self._agreement = Agreement(communicator, f"Sharded(reduction={reduction!r}, {bucket_bytes} bytes)")
-        self.ownership = Ownership(communicator, bucket_bytes)
+        self.ownership = Ownership(communicator, bucket_bytes, self._add_sent)
         self._whole = True
 
     def reduce_parts(self, pairs: Iterable[Pair], ticket: Ticket | None = None) -> list[Pair]:
@@ -113,6 +120,9 @@ class Sharded(AllReduce):
         finally:
             self._whole = True
 
+    def _add_sent(self, nbytes: int) -> None:
+        self.wire_bytes += nbytes
+
     def _start_bucket(self, slab: Slab, part: slice) -> ScatteredReduction:
         return self._scattered(slab.gradients[part], self._whole)
 
@@ -121,5 +131,6 @@ class Sharded(AllReduce):
         self._scattered(packed, True).finish(divisor)
 
     def _scattered(self, bucket: Array, whole: bool) -> ScatteredReduction:
-        self.wire_bytes += bucket.nbytes
-        return ScatteredReduction(self.communicator, bucket, whole)
+        reduction = ScatteredReduction(self.communicator, bucket, whole)
+        self.wire_bytes += reduction.sent
+        return reduction

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from distopt.aggregators.divide import widened
+from distopt.aggregators.traffic import sent_by_all_reduce, sent_to_each
 from distopt.backend import Array, Device, namespace
 from distopt.communicators import Communicator
 from distopt.communicators.communicator import wire_dtype
@@ -95,7 +96,7 @@ class SparseExchange:
 
     Attributes:
         chosen: name of a variable -> "rows" or "dense", in the last step.
-        wire_bytes: how much this rank gave to the communicator; whoever reads it may set it to 0.
+        wire_bytes: how many bytes this rank sent to others; whoever reads it may set it to 0.
 
     Raises:
         ValueError: unknown mode.
@@ -139,7 +140,7 @@ class SparseExchange:
         """Return which rows of an arena's variable some rank has. Collective."""
         with variable.device.activate():
             own = variable.device.zeros(0, np.int64) if gradient is None else gradient.indices
-            self.wire_bytes += own.nbytes
+            self.wire_bytes += sent_to_each(own.nbytes, self.communicator.size)
             xp = namespace(variable.value)
             found = self.communicator.all_gather_rows(xp.ascontiguousarray(own))
             return RowsInArena(xp.unique(xp.concatenate(found)))
@@ -159,7 +160,7 @@ class SparseExchange:
     def _by_rows(self, gradient: IndexedSlices, shape: tuple[int, ...]) -> IndexedSlices:
         xp = namespace(gradient.values)
         values, indices = xp.ascontiguousarray(gradient.values), xp.ascontiguousarray(gradient.indices)
-        self.wire_bytes += values.nbytes + indices.nbytes
+        self.wire_bytes += sent_to_each(values.nbytes + indices.nbytes, self.communicator.size)
         # In rank order on every rank, so that equal indices are summed to the same bits everywhere.
         all_values = widened(xp.concatenate(self.communicator.all_gather_rows(values)))
         all_indices = xp.concatenate(self.communicator.all_gather_rows(indices))
@@ -171,7 +172,7 @@ class SparseExchange:
         table = xp.zeros((shape[0], width + 1), wire_dtype(gradient.dtype))
         table[gradient.indices, :width] = gradient.values.reshape(len(gradient.values), width)
         table[gradient.indices, width] = 1  # zeros of a row that is listed count as a row
-        self.wire_bytes += table.nbytes
+        self.wire_bytes += sent_by_all_reduce(table.nbytes, self.communicator.size)
         self.communicator.all_reduce(table).wait()
         indices = xp.flatnonzero(table[:, width]).astype(np.int64)
         return IndexedSlices(table[indices, :width].reshape(-1, *shape[1:]), indices, shape)

@@ -159,3 +159,54 @@ def test_sharded_is_refused_where_slots_cannot_be_divided():
             LocalSGD(LOCAL, 4, 2, inner)
     with pytest.raises(TypeError, match=r"Grouped can't hold Sharded \('all'\), which divides the slots"):
         Grouped({"all": Sharded(LOCAL)}, lambda variable: "all")
+
+
+@pytest.mark.parametrize("arena", [True, False])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("make", "times"),  # the bytes of gradients, and (ranks - 1) / ranks
+    [
+        (AllReduce, 2),
+        (Sharded, "parts"),
+        (Canonical, 2),
+        (lambda c: LocalSGD(c, 1), 2),
+        (lambda c: LocalSGD(c, 1, 1), 2),
+        (lambda c: Accumulate(AllReduce(c), 1), 2),
+        (lambda c: Accumulate(Sharded(c), 1), 3),  # parts are summed, gradients gathered, values gathered
+        (lambda c: Delayed(AllReduce(c)), 2),
+        (Adasum, 2),
+    ],
+)
+def test_wire_bytes_are_what_a_rank_sends_to_others_in_any_aggregator(make, times, ranks, arena):
+    def run(communicator):
+        own = [Variable(np.zeros(n, "f4"), name=f"v{n}") for n in (64, 128)]
+        if arena:
+            Arena(own)
+        aggregator = make(communicator)
+        Adam(gradient_aggregator=aggregator).apply_gradients([(v.numpy() + 1, v) for v in own], examples=2)
+        products = 0
+        if isinstance(aggregator, Adasum):  # three float64 for each variable and couple
+            products = sum(
+                2 * 3 * 8 * 2 * n * (ranks - 1) // ranks for n in {1: [], 2: [1], 4: [2, 1]}[ranks]
+            )
+        return aggregator.wire_bytes - products
+
+    sent = world(ranks, run)
+    if times == "parts":  # gradients are gathered only where they are packed
+        times = 2 if arena else 3
+    if not arena and times == 3:  # values of whole variables go from their owners
+        assert sum(sent) == ranks * 2 * 192 * 4 * (ranks - 1) // ranks + 192 * 4 * (ranks - 1)
+    else:
+        assert sent == [times * 192 * 4 * (ranks - 1) // ranks] * ranks
+
+
+def test_wire_bytes_of_rows():
+    def run(communicator, mode):
+        rows = IndexedSlices(np.ones((2, 4), "f4"), np.array([1, 3]), (30, 4))
+        aggregator = AllReduce(communicator, "sum", sparse=mode)
+        aggregator.reduce([(rows, Variable(np.zeros((30, 4), "f4"), name="t"))])
+        return aggregator.wire_bytes
+
+    assert world(3, lambda c: run(c, "rows")) == [2 * 2 * (16 + 8)] * 3
+    assert world(3, lambda c: run(c, "dense")) == [2 * 30 * (16 + 4) * 2 // 3] * 3
+    assert world(1, lambda c: run(c, "rows")) == world(1, lambda c: run(c, "dense")) == [0]
