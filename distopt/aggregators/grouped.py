@@ -55,7 +55,8 @@ class Grouped(Aggregator):
                 raise TypeError(
                     f"Grouped can't hold {type(aggregator).__name__} ({name!r}), which divides the slots "
                     "of an optimizer among its ranks: an optimizer has one division, for all of its "
-                    "variables. Use AllReduce, or an optimizer of their own for the variables that are to be divided."
+                    "variables. Use AllReduce, or another "
+                    "optimizer for the variables that are to be divided."
                 )
         self.aggregators = dict(aggregators)
         self.choose = choose

@@ -12,12 +12,11 @@ from distopt.aggregators.aggregator import Aggregator, Pair, begin_step
 from distopt.aggregators.agreement import Agreement
 from distopt.aggregators.allreduce import AllReduce
 from distopt.aggregators.arguments import whole_number
-from distopt.aggregators.averaging import average_over_ranks, take_over
+from distopt.aggregators.averaging import average_over_ranks, settle_others
 from distopt.aggregators.divide import divide
 from distopt.aggregators.ticket import Ticket
 from distopt.backend import Array
 from distopt.communicators import Communicator
-from distopt.errors import CommunicatorError
 from distopt.variables import IndexedSlices, Variable
 
 __all__ = ["LocalSGD"]
@@ -168,33 +167,24 @@ class LocalSGD(Aggregator):
         numbers (`iterations`, powers of betas, a loss scale) belong together: they become those of the rank
         with most examples, the first one of several.
 
+        A rank that never had an example has no slots yet. Those of the others are averaged over the ranks
+        that have them; the rank without makes them anew at its first update, from their initial values, until
+        the next `settle`. So that it gets the averages, and rank 0 has them for a checkpoint, build the
+        optimizer before: `optimizer.build(variables)` of `keras_new`, or examples in the first step.
+
         Args:
             variables: those that are trained.
-            others: slots and moving averages, such as `optimizer.weights`.
+            others: slots and moving averages, such as `optimizer.weights`; of what a rank lacks see above.
+
+        Raises:
+            CommunicatorError: arrays of one name differ in shape or dtype between ranks.
         """
         if self._steps:
             self._average(variables)
         self._due = False
         if self._steps_of_others:
-            self._settle_others(others)
+            settle_others(self.communicator, others, self._examples_of_others, variables[0].device)
             self._examples_of_others, self._steps_of_others = 0.0, 0
-
-    def _settle_others(self, others: Sequence[Variable]) -> None:
-        own = [(variable.name, variable.shape, str(variable.dtype)) for variable in others]
-        for rank, (host, theirs) in enumerate(
-            self.communicator.all_gather_object((self.communicator.host, own))
-        ):
-            if theirs != own:
-                raise CommunicatorError(
-                    f"rank {rank} on {host} has {len(theirs)} arrays beside the variables, rank "
-                    f"{self.communicator.rank} has {len(own)}, or they differ in name or shape. A rank that "
-                    "never had an example has no slots yet: give every rank some, or leave the slots out."
-                )
-        count = self._examples_of_others
-        single = [v for v in others if not v.ndim or v.dtype.kind in "iub"]
-        singles = {id(variable) for variable in single}
-        average_over_ranks(self.communicator, [v for v in others if id(v) not in singles], count)
-        take_over(self.communicator, single, count)
 
     def state(self) -> dict[str, Array]:
         """Return the number of steps done.
