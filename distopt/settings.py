@@ -91,7 +91,7 @@ class Settings:
         if self.codec is not None and self.local_steps > 1 and self.local_start == 0:
             raise ValueError(
                 f"codec={self.codec!r} would never be used: with local_steps={self.local_steps} gradients "
-                "are exchanged in the first local_start steps only, which are 0. Give local_start, or leave the "
+                "are exchanged in the first local_start=0 steps only. Give local_start, or leave the "
                 "codec out: variables are averaged as they are"
             )
         if self.bucket_bytes is not None and self.adasum:

@@ -217,6 +217,7 @@ def test_a_rank_without_slots_settles_with_those_that_have_some(idle, arena):
         examples = 0 if communicator.rank == idle else communicator.rank + 1
         pairs = [(np.full(v.size, communicator.rank + 1.0) * examples if examples else None, v) for v in own]
         optimizer.apply_gradients(pairs, examples=examples)
+        assert int(optimizer.iterations) == (examples > 0)  # which is made when it is read
         optimizer.gradient_aggregator.settle(own, optimizer.weights)
         if not examples:
             return None, int(optimizer.iterations)
