@@ -61,7 +61,8 @@ def train(
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 1000,
     log_every: Annotated[int, typer.Option(help="Steps between lines of progress.")] = 50,
     bucket_mib: Annotated[
-        float | None, typer.Option(help="Size of a gradient bucket, in MiB; measured when not given.")
+        float | None,
+        typer.Option(help="Size of a gradient bucket, in MiB; measured when not given. Not with --adasum."),
     ] = None,
     prefetch: Annotated[int, typer.Option(help="Batches made ahead; 0 makes them in the step.")] = 2,
     progress_style: Annotated[

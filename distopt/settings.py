@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from distopt.aggregators.arguments import whole_number
+
 __all__ = ["Settings"]
 
 
@@ -21,7 +23,8 @@ class Settings:
         learning_rate: initial rate; None takes the task's.
         log_every: steps between two lines of progress.
         checkpoint_every: steps between two checkpoints; one is always written at the end.
-        bucket_bytes: size of the pieces in which gradients are reduced; None measures it at the start.
+        bucket_bytes: size of the pieces in which gradients are reduced; None measures it at the start. Not
+            for `adasum`, which has no such pieces.
         prefetch: how many batches are made ahead.
         output: folder for metrics, checkpoints and weights; None writes nothing.
         local_steps: above 1, ranks train by themselves and average every so many steps (local SGD).
@@ -41,7 +44,8 @@ class Settings:
             `aggregators.Sharded`.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: a number is out of range; two options don't go together, or one would have no effect.
+        TypeError: a count is no whole number.
     """
 
     global_batch: int
@@ -67,11 +71,9 @@ class Settings:
     def __post_init__(self) -> None:
         counts = ("global_batch", "log_every", "checkpoint_every", "local_steps", "micro_batches")
         for name in (*counts, *(() if self.bucket_bytes is None else ("bucket_bytes",))):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            whole_number(getattr(self, name), name, 1)
         for name in ("steps", "seed", "prefetch", "local_start", "drift_check_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+            whole_number(getattr(self, name), name, 0)
         if self.on_drift not in ("stop", "repair"):
             raise ValueError(f"on_drift must be 'stop' or 'repair', got {self.on_drift!r}")
         if self.learning_rate is not None and not 0 <= self.learning_rate < math.inf:
@@ -86,7 +88,21 @@ class Settings:
                 f"codec={self.codec!r} has no place beside adasum, canonical or shard_optimizer: these "
                 "exchange gradients as they are"
             )
-        if self.canonical is not None and not 1 <= self.canonical <= self.global_batch:
+        if self.codec is not None and self.local_steps > 1 and self.local_start == 0:
+            raise ValueError(
+                f"codec={self.codec!r} would never be used: with local_steps={self.local_steps} gradients "
+                "are exchanged in the first local_start=0 steps only. Give local_start, or leave the "
+                "codec out: variables are averaged as they are"
+            )
+        if self.bucket_bytes is not None and self.adasum:
+            raise ValueError(
+                f"bucket_bytes={self.bucket_bytes} has no use with adasum, which exchanges whole gradients; "
+                "leave it (--bucket-mib) out"
+            )
+        if (
+            self.canonical is not None
+            and not 1 <= whole_number(self.canonical, "canonical", 0) <= self.global_batch
+        ):
             raise ValueError(
                 f"canonical must be a number of shards from 1 to the global batch, {self.global_batch}, "
                 f"so that each has an example; got {self.canonical}"

@@ -10,6 +10,7 @@ import numpy as np
 
 from distopt.aggregators.aggregator import Aggregator, Pair
 from distopt.aggregators.allreduce import AllReduce
+from distopt.aggregators.arguments import whole_number
 from distopt.aggregators.saved import gradients_from_arrays, gradients_to_arrays
 from distopt.aggregators.ticket import Ticket
 from distopt.backend import Array
@@ -36,12 +37,14 @@ class Accumulate(Aggregator):
     Horovod's `backward_passes_per_step` and PyTorch's `no_sync` sum like this; dividing is left to the
     user there.
 
+    With `Sharded` in it the optimizer's slots are divided as without this; the sums are not.
+
     Args:
         inner: aggregates the sums.
         steps: how many calls make one exchange.
 
     Raises:
-        TypeError: `inner` is no aggregator.
+        TypeError: `inner` is no aggregator, or `steps` no whole number.
         ValueError: `steps` is below 1.
     """
 
@@ -52,10 +55,9 @@ class Accumulate(Aggregator):
             raise TypeError(
                 f"Accumulate needs an aggregator, such as AllReduce(communicator), got {given!r:.60}"
             )
-        if steps < 1:
-            raise ValueError(f"Accumulate sums over `steps` >= 1 micro-batches, got {steps}")
         self.inner = inner
-        self.steps = steps
+        self.steps = whole_number(steps, "Accumulate's number of micro-batches, steps,", 1)
+        self.ownership = inner.ownership
         self.communicator: Communicator | None = getattr(inner, "communicator", None)
         self.reduction: str = getattr(inner, "reduction", "sum")
         self._calls = 0
@@ -132,6 +134,7 @@ class Accumulate(Aggregator):
         """Pass it on after an exchange. Collective as far as that of `inner` is."""
         if self._exchanged:
             self.inner.after_apply(variables)
+            self.wire_bytes = self.inner.wire_bytes  # with what was sent after the update
 
     def settle(self, variables: Sequence[Variable], others: Sequence[Variable] = ()) -> None:
         """See `Aggregator.settle`; what is kept stays."""

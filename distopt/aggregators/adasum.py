@@ -12,7 +12,9 @@ import numpy as np
 
 from distopt.aggregators.aggregator import Aggregator, Pair, begin_step
 from distopt.aggregators.agreement import Agreement
+from distopt.aggregators.divide import divide, put, widened
 from distopt.aggregators.ticket import Ticket
+from distopt.aggregators.traffic import sent_by_all_reduce
 from distopt.backend import Array, namespace
 from distopt.communicators import Communicator
 from distopt.communicators.communicator import cut
@@ -101,7 +103,7 @@ class Adasum(Aggregator):
     def _combine(self, flat: _Flat) -> None:
         """Replace a rank's gradients by all ranks' combination, in place. Collective."""
         communicator, values = self.communicator, flat.values
-        self.wire_bytes += values.nbytes
+        self.wire_bytes += sent_by_all_reduce(values.nbytes, communicator.size)
         cuts = cut(values.size, communicator.size)
         own = cuts[communicator.rank]
         nodes = communicator.all_to_all([values[part] for part in cuts])
@@ -123,6 +125,7 @@ class Adasum(Aggregator):
         """Return the factors of a and of b: float64 [couples, segments, 2], the same on all ranks."""
         xp = namespace(couples[0][0])
         products = xp.stack([_products(a[part], b[part]) for a, b in couples for part in segments])
+        self.wire_bytes += sent_by_all_reduce(products.nbytes, self.communicator.size)
         self.communicator.all_reduce(products).wait()
         dot, squares = products[:, :1], products[:, 1:]
         # A zero gradient has nothing to scale: the other one stays as it is.
@@ -185,7 +188,7 @@ def _filled(
                 continue
             if gradient is not variable.gradient:
                 view[...] = dense_gradient(gradient, variable)
-            view /= view.dtype.type(examples)
+            divide(view, examples)
     return _Flat(values, [part for _, part in places], views)
 
 
@@ -202,5 +205,7 @@ def _products(a: Array, b: Array) -> Any:
 def _merge(a: Array, b: Array, segments: Sequence[slice], factors: Any) -> None:
     """Set a to (factor of a) * a + (factor of b) * b, segment by segment."""
     for part, (of_a, of_b) in zip(segments, factors, strict=True):
-        a[part] *= of_a.astype(a.dtype)
-        a[part] += of_b.astype(a.dtype) * b[part]
+        total = widened(a[part])
+        total *= of_a.astype(total.dtype)  # a factor may be beyond 16 bits
+        total += of_b.astype(total.dtype) * widened(b[part])
+        put(total, a[part])

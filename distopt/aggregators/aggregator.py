@@ -85,7 +85,9 @@ class Aggregator(ABC):
             gradients are None then. The same on every rank (`LocalSGD` alone lets each decide for itself).
         exposed_seconds: time that the last `reduce` spent in communication calls, while nothing was
             computed: starting, polling and waiting, slower ranks included.
-        wire_bytes: how much of gradients the last `reduce` gave to the communicator, encoded.
+        wire_bytes: how many bytes of gradients this rank sent to others for the last `reduce`, encoded where
+            a codec is, and of values where ranks exchange these after the update: 0 on one rank. An
+            all-reduce of n bytes counts as 2 (size - 1) / size n, whichever way it goes. Tickets don't count.
         ownership: divides the optimizer's state among the ranks; None: every rank keeps all of it. An
             aggregator that wraps another passes on that one's.
     """

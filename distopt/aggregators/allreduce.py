@@ -8,6 +8,7 @@ from typing import Any
 
 from distopt.aggregators.aggregator import Aggregator, Pair, begin_step
 from distopt.aggregators.agreement import Agreement, DisagreementError
+from distopt.aggregators.arguments import whole_number
 from distopt.aggregators.bucket_size import DEFAULT_BUCKET_BYTES, measured_bucket_bytes
 from distopt.aggregators.buckets import BucketReduction, PlainReduction, RecordedReduction, SlabReduction
 from distopt.aggregators.loose import reduce_loose
@@ -45,7 +46,7 @@ class AllReduce(Aggregator):
 
     Raises:
         ValueError: unknown reduction or `sparse`, or `bucket_bytes` below 1.
-        TypeError: `communicator` is none.
+        TypeError: `communicator` is none, or `bucket_bytes` no whole number.
 
     Attributes:
         bucket_bytes: size of a bucket; None until it is measured.
@@ -68,8 +69,8 @@ class AllReduce(Aggregator):
             )
         if reduction not in ("sum", "mean"):
             raise ValueError(f"reduction must be 'sum' or 'mean' (by global batch), got {reduction!r}")
-        if bucket_bytes is not None and bucket_bytes < 1:
-            raise ValueError(f"bucket_bytes must be at least 1, got {bucket_bytes}")
+        if bucket_bytes is not None:
+            bucket_bytes = whole_number(bucket_bytes, "bucket_bytes", 1)
         self.communicator = communicator
         self.reduction = reduction
         self.bucket_bytes = bucket_bytes
@@ -185,14 +186,16 @@ class AllReduce(Aggregator):
     def _start_bucket(self, slab: Slab, part: slice) -> BucketReduction:
         """Start the sum of a part of a slab's gradients, complete on this rank; to be overridden."""
         bucket = slab.gradients[part]
-        self.wire_bytes += bucket.nbytes
-        return PlainReduction(self.communicator.all_reduce(bucket), bucket)
+        reduction = PlainReduction(self.communicator, bucket)
+        self.wire_bytes += reduction.sent
+        return reduction
 
     def _sum_packed(self, packed: Array, divisor: float | None, variables: Sequence[Variable]) -> None:
         """Sum the packed gradients of variables outside an arena, and divide them; to be overridden."""
         del variables
-        self.wire_bytes += packed.nbytes
-        PlainReduction(self.communicator.all_reduce(packed), packed).finish(divisor)
+        reduction = PlainReduction(self.communicator, packed)
+        self.wire_bytes += reduction.sent
+        reduction.finish(divisor)
 
     def _start_rest(
         self, given: list[Pair], slabs: dict[int, SlabReduction], ticket: Ticket

@@ -6,15 +6,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from distopt.backend import Array, namespace
+from distopt.aggregators.traffic import sent_by_all_reduce
+from distopt.backend import Array, Device, namespace
 from distopt.communicators import Communicator
 from distopt.communicators.communicator import wire_dtype
+from distopt.errors import CommunicatorError
 from distopt.variables import Slab, Variable
 
-__all__ = ["average_over_ranks", "take_over"]
+__all__ = ["average_over_ranks", "settle_others", "take_over"]
 
 
-def average_over_ranks(communicator: Communicator, variables: Sequence[Variable], count: float) -> int:
+def average_over_ranks(
+    communicator: Communicator, variables: Sequence[Variable], count: float, packed: bool = False
+) -> int:
     """Set variables to the sum over ranks of (count x value), divided by the sum of counts. Collective.
 
     Values are multiplied by counts and divided by their sum in the end, not multiplied by shares: shares that
@@ -25,9 +29,10 @@ def average_over_ranks(communicator: Communicator, variables: Sequence[Variable]
         communicator: over whose ranks.
         variables: of floats; the same on every rank, in the same order.
         count: this rank's weight, >= 0.
+        packed: don't average whole arenas in place; for variables whose arenas differ between ranks.
 
     Returns:
-        How many bytes this rank gave to the communicator.
+        How many bytes this rank sent to others.
     """
     total = float(_counts(communicator, count).sum())
     if not total:
@@ -37,7 +42,7 @@ def average_over_ranks(communicator: Communicator, variables: Sequence[Variable]
     loose: list[Variable] = []
     for variable in variables:
         slab = variable.slab
-        if slab is not None and all(id(member) in given for member in slab.variables):
+        if not packed and slab is not None and all(id(member) in given for member in slab.variables):
             whole[slab.number] = slab
         else:
             loose.append(variable)
@@ -65,6 +70,57 @@ def take_over(communicator: Communicator, variables: Sequence[Variable], count: 
             variable.assign(value.reshape(variable.shape))
 
 
+def settle_others(
+    communicator: Communicator, others: Sequence[Variable], count: float, device: Device
+) -> None:
+    """Average arrays over the ranks that have them, and take over counts and numbers. Collective.
+
+    What a rank lacks, such as the slots of one that never had an example, is settled among the others; it
+    takes part with a weight of 0, and nothing of it is made there.
+
+    Args:
+        communicator: over whose ranks.
+        others: of this rank.
+        count: this rank's weight, >= 0.
+        device: for the places of what this rank lacks.
+
+    Raises:
+        CommunicatorError: arrays of one name differ in shape or dtype between ranks; on every rank.
+    """
+    seen: dict[str, int] = {}
+    own: dict[tuple[str, int], tuple[tuple[int, ...], str]] = {}
+    mine: dict[tuple[str, int], Variable] = {}
+    for variable in others:
+        number = seen[variable.name] = seen.get(variable.name, -1) + 1
+        own[variable.name, number] = variable.shape, str(variable.dtype)
+        mine[variable.name, number] = variable
+    everyone = communicator.all_gather_object((communicator.host, own))
+    kinds: dict[tuple[str, int], tuple[tuple[int, ...], str]] = {}
+    for rank, (host, theirs) in enumerate(everyone):
+        for key, kind in theirs.items():
+            if kinds.setdefault(key, kind) != kind:
+                raise CommunicatorError(
+                    f"rank {rank} on {host} has {key[0]!r} beside the variables as {kind}, a rank before "
+                    f"it as {kinds[key]}; build the same optimizer on every rank"
+                )
+    groups: dict[tuple[int, ...], list[tuple[str, int]]] = {}
+    for key in kinds:
+        having = tuple(rank for rank, (_, theirs) in enumerate(everyone) if key in theirs)
+        groups.setdefault(having, []).append(key)
+    for having, keys in groups.items():
+        has = communicator.rank in having
+        members = [mine[key] if has else _place(key[0], *kinds[key], device) for key in keys]
+        single = [v for v in members if not v.ndim or v.dtype.kind in "iub"]
+        singles = {id(variable) for variable in single}
+        arrays = [v for v in members if id(v) not in singles]
+        average_over_ranks(communicator, arrays, count if has else 0.0, packed=len(groups) > 1)
+        take_over(communicator, single, count if has else -1.0)
+
+
+def _place(name: str, shape: tuple[int, ...], dtype: str, device: Device) -> Variable:
+    return Variable(np.zeros(shape, np.dtype(dtype)), False, name, dtype, device=device)
+
+
 def _counts(communicator: Communicator, count: float) -> Array:
     return communicator.all_gather(np.array([count], np.float64)).wait().reshape(-1)
 
@@ -90,4 +146,4 @@ def _average(communicator: Communicator, values: Array, count: float, total: flo
     sums /= sums.dtype.type(total)
     if sums is not values:
         values[...] = sums
-    return sums.nbytes
+    return sent_by_all_reduce(sums.nbytes, communicator.size)

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from distopt.aggregators.divide import divide, put, widened
+from distopt.aggregators.traffic import sent_by_all_reduce
 from distopt.backend import Array
-from distopt.communicators import Pending
+from distopt.communicators import Communicator, Pending
 from distopt.variables import Slab, Variable
 
 __all__ = ["BucketReduction", "PlainReduction", "RecordedReduction", "SlabReduction", "bucket_length"]
@@ -27,22 +29,27 @@ class BucketReduction(Protocol):
 
 
 class PlainReduction:
-    """A sum that is divided when it is there.
+    """A sum over ranks that is divided when it is there. 16-bit floats are summed and divided in float32.
 
     Args:
-        pending: of the sum.
-        bucket: where it will be.
+        communicator: over whose ranks.
+        bucket: [n], summed in place.
+
+    Attributes:
+        sent: how many bytes this rank sends to others.
     """
 
-    def __init__(self, pending: Pending, bucket: Array) -> None:
-        self._pending = pending
+    def __init__(self, communicator: Communicator, bucket: Array) -> None:
         self._bucket = bucket
+        self._total = widened(bucket)
+        self.sent = sent_by_all_reduce(self._total.nbytes, communicator.size)
+        self._pending: Pending = communicator.all_reduce(self._total)
 
     def finish(self, divisor: float | None) -> None:
         """See `BucketReduction.finish`."""
         self._pending.wait()
-        if divisor is not None:
-            self._bucket /= self._bucket.dtype.type(divisor)
+        divide(self._total, divisor)
+        put(self._total, self._bucket)
 
 
 class RecordedReduction:

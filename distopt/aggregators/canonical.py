@@ -11,10 +11,13 @@ import numpy as np
 from distopt.aggregators.aggregator import Pair, taken
 from distopt.aggregators.agreement import Agreement, DisagreementError
 from distopt.aggregators.allreduce import AllReduce
+from distopt.aggregators.arguments import whole_number
 from distopt.aggregators.buckets import BucketReduction, SlabReduction
+from distopt.aggregators.divide import divide, put
 from distopt.aggregators.loose import reduce_loose
 from distopt.aggregators.sparse import SparseExchange
 from distopt.aggregators.ticket import Ticket
+from distopt.aggregators.traffic import sent_by_half
 from distopt.aggregators.tree import Node, Partials, Tree
 from distopt.backend import Array
 from distopt.communicators import Communicator, Pending
@@ -66,7 +69,7 @@ class Canonical(AllReduce):
 
     Raises:
         ValueError: fewer shards than ranks; or as for AllReduce.
-        TypeError: `communicator` is none.
+        TypeError: `communicator` is none, or `shards` no whole number.
     """
 
     def __init__(
@@ -77,7 +80,7 @@ class Canonical(AllReduce):
         bucket_bytes: int = 4 << 20,
     ) -> None:
         super().__init__(communicator, reduction, bucket_bytes)
-        self.shards = communicator.size if shards is None else shards
+        self.shards = communicator.size if shards is None else whole_number(shards, "Canonical's shards", 1)
         if self.shards < communicator.size:
             raise ValueError(
                 f"{self.shards} canonical shard(s) can't be shared by {communicator.size} ranks: each needs "
@@ -232,7 +235,9 @@ class Canonical(AllReduce):
         return _BucketSum(self._combined([array for _, array in partials.part(part)]), bucket, in_place)
 
     def _combined(self, arrays: list[Array]) -> Pending:
-        self.wire_bytes += sum(array.nbytes for array in arrays)
+        # As an all-to-all of what each rank has and a gather of the parts of the sum.
+        ranks, given = self.communicator.size, [array.nbytes for array in arrays]
+        self.wire_bytes += sent_by_half(sum(given), ranks) + sent_by_half(given[0], ranks)
         return self.communicator.combine(arrays, self._order)
 
     def _finish_shards(
@@ -311,8 +316,7 @@ class Canonical(AllReduce):
     def _sum_loose(self, found: _Found, members: list[Variable], divisor: float | None) -> dict[int, Array]:
         """Sum the gradients of several variables of one dtype as one array."""
         total = self._combined([_packed(gradients, members) for _, gradients in found.loose]).wait()
-        if divisor is not None:
-            total /= total.dtype.type(divisor)
+        divide(total, divisor)
         views: dict[int, Array] = {}
         start = 0
         for variable in members:
@@ -408,10 +412,9 @@ class _BucketSum:
     def finish(self, divisor: float | None) -> None:
         """See `BucketReduction.finish`."""
         total = self._pending.wait()
-        if divisor is not None:
-            total /= total.dtype.type(divisor)
+        divide(total, divisor)
         if not self._in_place:
-            self._bucket[...] = total
+            put(total, self._bucket, copied=True)
 
 
 def _added(left: Array, right: Array) -> Array:

@@ -11,12 +11,15 @@ from distopt.aggregators import codecs
 from distopt.aggregators.aggregator import Pair
 from distopt.aggregators.agreement import Agreement
 from distopt.aggregators.allreduce import AllReduce
+from distopt.aggregators.arguments import whole_number
 from distopt.aggregators.buckets import BucketReduction
 from distopt.aggregators.codecs.codec import Codec
 from distopt.aggregators.codecs.error_feedback import Compression, ErrorFeedback, split_again
-from distopt.aggregators.codecs.groups import Group, make_group, sent_by_all_reduce
+from distopt.aggregators.codecs.groups import Group, make_group
 from distopt.aggregators.codecs.powersgd import PowerSGD, matrix_shape
+from distopt.aggregators.divide import divide, put, widened
 from distopt.aggregators.ticket import Ticket
+from distopt.aggregators.traffic import sent_by_all_reduce
 from distopt.backend import Array, asnumpy, namespace
 from distopt.communicators import Communicator, Pending
 from distopt.variables import IndexedSlices, Slab, Variable
@@ -71,8 +74,7 @@ class Compressed(AllReduce):
             raise TypeError(
                 f"codec must be one of distopt.aggregators.codecs or its name, such as 'fp16', got {given!r}"
             )
-        if min_elements < 0:
-            raise ValueError(f"min_elements must not be negative, got {min_elements}; 0 encodes everything")
+        min_elements = whole_number(min_elements, "Compressed's min_elements (0 encodes everything)", 0)
         self.codec: Compression = given
         self.min_elements = min_elements
         self._inner = given.codec if isinstance(given, ErrorFeedback) else given
@@ -222,7 +224,7 @@ class _Bucket:
         self._pending: Pending | None = None
         if plain:
             xp = namespace(*plain)
-            packed = xp.concatenate([gradient.reshape(-1) for gradient in plain])
+            packed = widened(xp.concatenate([gradient.reshape(-1) for gradient in plain]))
             aggregator.wire_bytes += sent_by_all_reduce(packed.nbytes, aggregator.communicator.size)
             self._pending = aggregator.communicator.all_reduce(packed)
         if group is not None:
@@ -232,11 +234,10 @@ class _Bucket:
         """See `BucketReduction.finish`."""
         if self._pending is not None:
             packed = self._pending.wait()
-            if divisor is not None:
-                packed /= packed.dtype.type(divisor)
+            divide(packed, divisor)
             start = 0
             for gradient in self._plain:
-                gradient[...] = packed[start : start + gradient.size].reshape(gradient.shape)
+                put(packed[start : start + gradient.size].reshape(gradient.shape), gradient, copied=True)
                 start += gradient.size
         if self._group is not None:
             self._group.finish(divisor)

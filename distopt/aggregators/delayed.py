@@ -63,6 +63,7 @@ class Delayed(Aggregator):
                     "be called for another step. Use AllReduce(communicator), or leave Delayed out."
                 )
         self.inner = inner
+        self.ownership = inner.ownership
         self.communicator: Communicator | None = getattr(inner, "communicator", None)
         self.reduction: str = getattr(inner, "reduction", "sum")
         self._agreement = None if self.communicator is None else Agreement(self.communicator, "Delayed")
@@ -96,6 +97,11 @@ class Delayed(Aggregator):
         if not ready or due is None:
             return [(None, variable) for _, variable in sorted(given, key=lambda pair: pair[1].number)]
         return self._of_originals(due)
+
+    def after_apply(self, variables: Sequence[Variable]) -> None:
+        """Count what was sent after the update."""
+        del variables
+        self.wire_bytes = self.inner.wire_bytes
 
     def _polled(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
         for pair in taken(pairs):

@@ -33,7 +33,8 @@ class Grouped(Aggregator):
 
     Raises:
         ValueError: no aggregators, or some with different `reduction`.
-        TypeError: one lets ranks differ between steps, as `LocalSGD` does.
+        TypeError: one lets ranks differ between steps, as `LocalSGD` does, or divides the optimizer's state,
+            as `Sharded` does.
     """
 
     def __init__(self, aggregators: Mapping[str, Aggregator], choose: Callable[[Variable], str]) -> None:
@@ -49,6 +50,13 @@ class Grouped(Aggregator):
                 raise TypeError(
                     f"Grouped can't hold {type(aggregator).__name__} ({name!r}), under which ranks update by "
                     "themselves: whether to update is decided for all variables at once"
+                )
+            if aggregator.ownership is not None:
+                raise TypeError(
+                    f"Grouped can't hold {type(aggregator).__name__} ({name!r}), which divides the slots "
+                    "of an optimizer among its ranks: an optimizer has one division, for all of its "
+                    "variables. Use AllReduce, or another "
+                    "optimizer for the variables that are to be divided."
                 )
         self.aggregators = dict(aggregators)
         self.choose = choose

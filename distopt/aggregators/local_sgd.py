@@ -11,11 +11,12 @@ import numpy as np
 from distopt.aggregators.aggregator import Aggregator, Pair, begin_step
 from distopt.aggregators.agreement import Agreement
 from distopt.aggregators.allreduce import AllReduce
-from distopt.aggregators.averaging import average_over_ranks, take_over
+from distopt.aggregators.arguments import whole_number
+from distopt.aggregators.averaging import average_over_ranks, settle_others
+from distopt.aggregators.divide import divide
 from distopt.aggregators.ticket import Ticket
 from distopt.backend import Array
 from distopt.communicators import Communicator
-from distopt.errors import CommunicatorError
 from distopt.variables import IndexedSlices, Variable
 
 __all__ = ["LocalSGD"]
@@ -50,7 +51,8 @@ class LocalSGD(Aggregator):
             averaging there. Ranks then meet only every `every` steps.
 
     Raises:
-        ValueError: `every` below 1 or `start` below 0.
+        ValueError: `every` below 1 or `start` below 0; `inner` divides the optimizer's state, as `Sharded`.
+        TypeError: `every` or `start` is no whole number.
     """
 
     reduction = "mean"
@@ -64,14 +66,14 @@ class LocalSGD(Aggregator):
         agree_every_step: bool = True,
     ) -> None:
         super().__init__()
-        if every < 1 or start < 0:
+        if inner is not None and inner.ownership is not None:
             raise ValueError(
-                f"LocalSGD averages every `every` >= 1 steps after `start` >= 0 steps, got every={every}, "
-                f"start={start}"
+                f"LocalSGD can't begin with {type(inner).__name__}, which divides the optimizer's slots "
+                "among the ranks: a rank that trains by itself needs them all. Use AllReduce(communicator)."
             )
         self.communicator = communicator
-        self.every = every
-        self.start = start
+        self.every = whole_number(every, "LocalSGD's number of steps between averagings, every,", 1)
+        self.start = whole_number(start, "LocalSGD's number of steps before the local ones, start,", 0)
         self.inner = AllReduce(communicator) if inner is None else inner
         self.agree_every_step = agree_every_step
         self._agreement = Agreement(communicator, f"LocalSGD(every={every}, start={start})")
@@ -149,6 +151,7 @@ class LocalSGD(Aggregator):
         """Average the variables where it is time to. Collective then."""
         if not self._is_local:
             self.inner.after_apply(variables)
+            self.wire_bytes = self.inner.wire_bytes
         elif self._due:
             self._average(variables)
             self._due = False
@@ -164,33 +167,24 @@ class LocalSGD(Aggregator):
         numbers (`iterations`, powers of betas, a loss scale) belong together: they become those of the rank
         with most examples, the first one of several.
 
+        A rank that never had an example has no slots yet. Those of the others are averaged over the ranks
+        that have them; the rank without makes them anew at its first update, from their initial values, until
+        the next `settle`; `iterations` too, unless something has read it there. So that it gets the averages, and rank 0 has them for a checkpoint, build the
+        optimizer before: `optimizer.build(variables)` of `keras_new`, or examples in the first step.
+
         Args:
             variables: those that are trained.
-            others: slots and moving averages, such as `optimizer.weights`.
+            others: slots and moving averages, such as `optimizer.weights`; of what a rank lacks see above.
+
+        Raises:
+            CommunicatorError: arrays of one name differ in shape or dtype between ranks.
         """
         if self._steps:
             self._average(variables)
         self._due = False
         if self._steps_of_others:
-            self._settle_others(others)
+            settle_others(self.communicator, others, self._examples_of_others, variables[0].device)
             self._examples_of_others, self._steps_of_others = 0.0, 0
-
-    def _settle_others(self, others: Sequence[Variable]) -> None:
-        own = [(variable.name, variable.shape, str(variable.dtype)) for variable in others]
-        for rank, (host, theirs) in enumerate(
-            self.communicator.all_gather_object((self.communicator.host, own))
-        ):
-            if theirs != own:
-                raise CommunicatorError(
-                    f"rank {rank} on {host} has {len(theirs)} arrays beside the variables, rank "
-                    f"{self.communicator.rank} has {len(own)}, or they differ in name or shape. A rank that "
-                    "never had an example has no slots yet: give every rank some, or leave the slots out."
-                )
-        count = self._examples_of_others
-        single = [v for v in others if not v.ndim or v.dtype.kind in "iub"]
-        singles = {id(variable) for variable in single}
-        average_over_ranks(self.communicator, [v for v in others if id(v) not in singles], count)
-        take_over(self.communicator, single, count)
 
     def state(self) -> dict[str, Array]:
         """Return the number of steps done.
@@ -220,11 +214,13 @@ def _divided(gradient: Any, variable: Variable, examples: float) -> Any:
     if gradient is None:
         return None
     if isinstance(gradient, IndexedSlices):
-        values = gradient.values / gradient.values.dtype.type(examples)
+        values = gradient.values.copy()
+        divide(values, examples)
         return IndexedSlices(values, gradient.indices, gradient.dense_shape)
     with variable.device.activate():
         if gradient is variable.gradient:
-            gradient /= gradient.dtype.type(examples)  # the arena is ours to change
+            divide(gradient, examples)  # the arena is ours to change
             return gradient
-        dense = variable.device.asarray(gradient, variable.dtype)
-        return dense / dense.dtype.type(examples)
+        dense = variable.device.asarray(gradient, variable.dtype).copy()
+        divide(dense, examples)
+        return dense

@@ -10,11 +10,12 @@ import logging
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
+from distopt.aggregators.traffic import sent_by_half, sent_to_each
 from distopt.backend import Array, namespace
 from distopt.communicators import Communicator
 from distopt.communicators.communicator import cut
@@ -72,6 +73,7 @@ class Ownership:
     Args:
         communicator: the ranks.
         bucket_bytes: each bucket of this size is cut for all ranks, as `reduce_scatter` cuts it.
+        sent: told how many bytes of values this rank sends to others after an update.
 
     Attributes:
         gather_seconds: time that the last update spent in waiting for the values of others.
@@ -79,10 +81,13 @@ class Ownership:
         owners: rank that a variable was given to whole.
     """
 
-    def __init__(self, communicator: Communicator, bucket_bytes: int) -> None:
+    def __init__(
+        self, communicator: Communicator, bucket_bytes: int, sent: Callable[[int], None] | None = None
+    ) -> None:
         self.communicator = communicator
         self.bucket_bytes = bucket_bytes
         self.gather_seconds = 0.0
+        self.sent: Callable[[int], None] = _ignore if sent is None else sent
         self.loads = [0] * communicator.size
         self.owners: weakref.WeakKeyDictionary[Variable, int] = weakref.WeakKeyDictionary()
 
@@ -105,6 +110,10 @@ class Ownership:
             self.loads[rank] += int(variable.value.nbytes)
             self.owners[variable] = rank
         return self.owners[variable]
+
+
+def _ignore(nbytes: int) -> None:
+    del nbytes
 
 
 class Division(ABC):
@@ -193,7 +202,9 @@ class Division(ABC):
                 xp = namespace(members[0].value)
                 empty = xp.empty(0, members[0].dtype)
                 own = [v.value.reshape(-1) for v in members if self.ownership.owner(v) == rank]
-                found = self._communicator.all_gather_rows(xp.concatenate([empty, *own]))
+                packed = xp.concatenate([empty, *own])
+                self.ownership.sent(sent_to_each(packed.nbytes, self._communicator.size))
+                found = self._communicator.all_gather_rows(packed)
                 starts = [0] * len(found)
                 for variable in members:
                     owner = self.ownership.owner(variable)
@@ -232,7 +243,9 @@ class ByElements(Division):
         for slab in sorted(segments, key=lambda slab: slab.number):
             for bucket in bucket_slices(slab, self.ownership.bucket_bytes):
                 if any(a < bucket.stop and bucket.start < b for a, b in segments[slab]):
-                    self._communicator.all_gather_parts(slab.values[bucket]).wait()
+                    values = slab.values[bucket]
+                    self.ownership.sent(sent_by_half(values.nbytes, self._communicator.size))
+                    self._communicator.all_gather_parts(values).wait()
         super()._share_values([variable for variable in variables if variable.slab is None])
 
     def _pieces(self, variable: Variable, size: int, rank: int) -> list[slice]:

@@ -7,10 +7,13 @@ from collections.abc import Iterable, Sequence
 from distopt.aggregators.aggregator import Pair
 from distopt.aggregators.agreement import Agreement
 from distopt.aggregators.allreduce import AllReduce
+from distopt.aggregators.divide import divide, put, widened
 from distopt.aggregators.ownership import Ownership
 from distopt.aggregators.ticket import Ticket
+from distopt.aggregators.traffic import sent_by_half
 from distopt.backend import Array
 from distopt.communicators import Communicator, Pending
+from distopt.communicators.communicator import cut
 from distopt.variables import Slab, Variable
 
 __all__ = ["ScatteredReduction", "Sharded"]
@@ -19,21 +22,30 @@ __all__ = ["ScatteredReduction", "Sharded"]
 class ScatteredReduction:
     """The sum of a bucket: each rank has its part of it, or all ranks have all of it.
 
+    16-bit floats are summed and divided in float32.
+
     Args:
         communicator: over whose ranks.
         bucket: [n], summed in place.
         whole: whether every rank shall have the whole sum.
+
+    Attributes:
+        sent: how many bytes this rank sends to others.
     """
 
     def __init__(self, communicator: Communicator, bucket: Array, whole: bool) -> None:
         self._communicator, self._bucket, self._whole = communicator, bucket, whole
-        self._pending: Pending = communicator.reduce_scatter(bucket)
+        self._total = widened(bucket)
+        self.sent = sent_by_half(self._total.nbytes, communicator.size)
+        if whole:
+            self.sent += sent_by_half(bucket.nbytes, communicator.size)
+        self._pending: Pending = communicator.reduce_scatter(self._total)
 
     def finish(self, divisor: float | None) -> None:
         """See `BucketReduction.finish`; without `whole`, only this rank's part is the sum."""
         own = self._pending.wait()
-        if divisor is not None:
-            own /= own.dtype.type(divisor)
+        divide(own, divisor)
+        put(own, self._bucket[cut(self._bucket.size, self._communicator.size)[self._communicator.rank]])
         if self._whole:
             self._communicator.all_gather_parts(self._bucket).wait()
 
@@ -93,7 +105,7 @@ class Sharded(AllReduce):
     ) -> None:
         super().__init__(communicator, reduction, bucket_bytes)
         self._agreement = Agreement(communicator, f"Sharded(reduction={reduction!r}, {bucket_bytes} bytes)")
-        self.ownership = Ownership(communicator, bucket_bytes)
+        self.ownership = Ownership(communicator, bucket_bytes, self._add_sent)
         self._whole = True
 
     def reduce_parts(self, pairs: Iterable[Pair], ticket: Ticket | None = None) -> list[Pair]:
@@ -108,6 +120,9 @@ class Sharded(AllReduce):
         finally:
             self._whole = True
 
+    def _add_sent(self, nbytes: int) -> None:
+        self.wire_bytes += nbytes
+
     def _start_bucket(self, slab: Slab, part: slice) -> ScatteredReduction:
         return self._scattered(slab.gradients[part], self._whole)
 
@@ -116,5 +131,6 @@ class Sharded(AllReduce):
         self._scattered(packed, True).finish(divisor)
 
     def _scattered(self, bucket: Array, whole: bool) -> ScatteredReduction:
-        self.wire_bytes += bucket.nbytes
-        return ScatteredReduction(self.communicator, bucket, whole)
+        reduction = ScatteredReduction(self.communicator, bucket, whole)
+        self.wire_bytes += reduction.sent
+        return reduction

@@ -13,8 +13,11 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from distopt.aggregators.divide import widened
+from distopt.aggregators.traffic import sent_by_all_reduce, sent_to_each
 from distopt.backend import Array, Device, namespace
 from distopt.communicators import Communicator
+from distopt.communicators.communicator import wire_dtype
 from distopt.variables import IndexedSlices, Variable, value_of
 
 __all__ = ["RowsInArena", "SparseExchange", "SparseMode", "local_rows", "put_into_arena"]
@@ -93,7 +96,7 @@ class SparseExchange:
 
     Attributes:
         chosen: name of a variable -> "rows" or "dense", in the last step.
-        wire_bytes: how much this rank gave to the communicator; whoever reads it may set it to 0.
+        wire_bytes: how many bytes this rank sent to others; whoever reads it may set it to 0.
 
     Raises:
         ValueError: unknown mode.
@@ -126,16 +129,18 @@ class SparseExchange:
         exchange = self._by_rows if self.chosen[variable.name] == "rows" else self._by_table
         with variable.device.activate():
             summed = exchange(gradient, variable.shape)
-            values = summed.values
+            total = summed.values
             if divisor is not None:
-                values = values / values.dtype.type(divisor)
+                total = total / total.dtype.type(divisor)
+            with np.errstate(over="ignore"):  # beyond 16 bits: infinite it is seen
+                values = total.astype(variable.dtype, copy=False)
             return IndexedSlices(values, summed.indices, variable.shape)
 
     def indices(self, gradient: IndexedSlices | None, variable: Variable) -> RowsInArena:
         """Return which rows of an arena's variable some rank has. Collective."""
         with variable.device.activate():
             own = variable.device.zeros(0, np.int64) if gradient is None else gradient.indices
-            self.wire_bytes += own.nbytes
+            self.wire_bytes += sent_to_each(own.nbytes, self.communicator.size)
             xp = namespace(variable.value)
             found = self.communicator.all_gather_rows(xp.ascontiguousarray(own))
             return RowsInArena(xp.unique(xp.concatenate(found)))
@@ -155,19 +160,19 @@ class SparseExchange:
     def _by_rows(self, gradient: IndexedSlices, shape: tuple[int, ...]) -> IndexedSlices:
         xp = namespace(gradient.values)
         values, indices = xp.ascontiguousarray(gradient.values), xp.ascontiguousarray(gradient.indices)
-        self.wire_bytes += values.nbytes + indices.nbytes
+        self.wire_bytes += sent_to_each(values.nbytes + indices.nbytes, self.communicator.size)
         # In rank order on every rank, so that equal indices are summed to the same bits everywhere.
-        all_values = xp.concatenate(self.communicator.all_gather_rows(values))
+        all_values = widened(xp.concatenate(self.communicator.all_gather_rows(values)))
         all_indices = xp.concatenate(self.communicator.all_gather_rows(indices))
         return IndexedSlices(all_values, all_indices, shape).deduplicated()
 
     def _by_table(self, gradient: IndexedSlices, shape: tuple[int, ...]) -> IndexedSlices:
         xp = namespace(gradient.values)
         width = int(np.prod(shape[1:], dtype=np.int64))
-        table = xp.zeros((shape[0], width + 1), gradient.dtype)
+        table = xp.zeros((shape[0], width + 1), wire_dtype(gradient.dtype))
         table[gradient.indices, :width] = gradient.values.reshape(len(gradient.values), width)
         table[gradient.indices, width] = 1  # zeros of a row that is listed count as a row
-        self.wire_bytes += table.nbytes
+        self.wire_bytes += sent_by_all_reduce(table.nbytes, self.communicator.size)
         self.communicator.all_reduce(table).wait()
         indices = xp.flatnonzero(table[:, width]).astype(np.int64)
         return IndexedSlices(table[indices, :width].reshape(-1, *shape[1:]), indices, shape)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from distopt.aggregators import Aggregator, Compressed, Pair, Ticket
-from distopt.aggregators.codecs.groups import sent_by_all_reduce
+from distopt.aggregators.traffic import sent_by_all_reduce
 from distopt.backend import Array, Device, asnumpy
 from distopt.communicators import Communicator, connect, guard
 from distopt.metrics import MetricsFile, Progress

@@ -297,7 +297,7 @@ def test_what_the_caller_gives_is_left_as_it_is():
 def test_wrong_use_is_refused():
     with connect("local") as communicator:
         w = Variable(np.zeros(2), name="w")
-        with pytest.raises(ValueError, match="`steps` >= 1 micro-batches, got 0"):
+        with pytest.raises(ValueError, match="micro-batches, steps, must be at least 1, got 0"):
             Accumulate(AllReduce(communicator), 0)
         with pytest.raises(TypeError, match="Accumulate needs an aggregator"):
             Accumulate(list, 2)

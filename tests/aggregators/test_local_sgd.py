@@ -9,7 +9,7 @@ from distopt.aggregators import AllReduce, LocalSGD, Ticket
 from distopt.errors import CommunicatorError
 from distopt.optimizers import SGD, Adam, LossScaleOptimizer
 from distopt.testing import world
-from distopt.variables import Variable
+from distopt.variables import Arena, Variable
 
 RANKS = [1, 2, 3, 4]
 
@@ -206,14 +206,39 @@ def test_settled_slots_are_averages_by_examples_and_counts_those_of_the_busiest_
         assert iterations == 3
 
 
-def test_settling_what_a_rank_does_not_have_names_it():
+@pytest.mark.parametrize("arena", [True, False])
+@pytest.mark.parametrize("idle", [0, 1, 2])
+def test_a_rank_without_slots_settles_with_those_that_have_some(idle, arena):
+    def run(communicator):
+        own = [Variable(np.zeros(n), name=f"w{n}") for n in (2, 3)]
+        if arena:
+            Arena(own)
+        optimizer = SGD(0.1, momentum=0.5, gradient_aggregator=LocalSGD(communicator, 100))
+        examples = 0 if communicator.rank == idle else communicator.rank + 1
+        pairs = [(np.full(v.size, communicator.rank + 1.0) * examples if examples else None, v) for v in own]
+        optimizer.apply_gradients(pairs, examples=examples)
+        assert int(optimizer.iterations) == (examples > 0)  # which is made when it is read
+        optimizer.gradient_aggregator.settle(own, optimizer.weights)
+        if not examples:
+            return None, int(optimizer.iterations)
+        return optimizer.get_slot(own[1], "momentum").numpy().tolist(), int(optimizer.iterations)
+
+    # A velocity of -0.1 x gradient, whose mean of ranks 0, 1, 2 has 1, 2, 3 times 1, 2, 3 examples.
+    others = [n for n in (1, 2, 3) if n != idle + 1]
+    velocity = -0.1 * sum(n * n for n in others) / sum(others)
+    for rank, (slot, iterations) in enumerate(world(3, run)):
+        assert iterations == 1
+        if rank != idle:
+            np.testing.assert_allclose(slot, [velocity] * 3, rtol=1e-15)
+
+
+def test_settling_what_differs_in_shape_names_it():
     def run(communicator):
         w = Variable(np.zeros(2), name="w")
-        optimizer = SGD(0.1, momentum=0.5, gradient_aggregator=LocalSGD(communicator, 100))
-        idle = communicator.rank == 1
-        optimizer.apply_gradients([(None if idle else np.ones(2), w)], examples=0 if idle else 1)
-        with pytest.raises(CommunicatorError, match=r"beside the variables.*never had an example"):
-            optimizer.gradient_aggregator.settle([w], optimizer.weights)
+        aggregator = LocalSGD(communicator, 100)
+        aggregator.reduce([(np.ones(2), w)], Ticket(examples=1))
+        with pytest.raises(CommunicatorError, match=r"rank 1 on .* has 'slot' beside the variables as .*3"):
+            aggregator.settle([w], [Variable(np.zeros(2 + communicator.rank), name="slot")])
         return True
 
     assert world(2, run) == [True] * 2
@@ -223,7 +248,7 @@ def test_wrong_use_is_refused():
     def run(communicator):
         w = Variable(np.zeros(2), name="w")
         for wrong in ({"every": 0}, {"every": 2, "start": -1}):
-            with pytest.raises(ValueError, match="LocalSGD averages every"):
+            with pytest.raises(ValueError, match=r"LocalSGD.* must be at least [01], got"):
                 LocalSGD(communicator, **wrong)
         aggregator = LocalSGD(communicator, 1)
         with pytest.raises(ValueError, match="pass examples=len"):

@@ -11,12 +11,13 @@ import numpy as np
 from distopt.aggregators.codecs.codec import Codec, Place
 from distopt.aggregators.codecs.error_feedback import Compression, ErrorFeedback
 from distopt.aggregators.codecs.powersgd import PowerSGD, matrix_shape, next_start, orthonormal, product
+from distopt.aggregators.traffic import sent_by_all_reduce
 from distopt.backend import Array, asnumpy, namespace
 from distopt.communicators import Communicator, Pending
 from distopt.communicators.communicator import cut
 from distopt.variables import Variable
 
-__all__ = ["Group", "make_group", "sent_by_all_reduce"]
+__all__ = ["Group", "make_group"]
 
 
 def make_group(
@@ -36,11 +37,6 @@ def make_group(
         return _LowRank(communicator, inner, feedback, variables, kept)
     kind = _Slices if inner.exchange == "slices" else _Gathered
     return kind(communicator, inner, feedback, variables, kept)
-
-
-def sent_by_all_reduce(nbytes: int, ranks: int) -> int:
-    """Return how many bytes each rank sends in an all_reduce of so many: its share of them, twice."""
-    return 2 * nbytes * (ranks - 1) // ranks
 
 
 class Group(ABC):
