@@ -23,6 +23,7 @@ from distopt.drift import DriftCheck, replicated
 from distopt.errors import CheckpointError, NonFiniteError
 from distopt.evaluation import evaluate, load_weights
 from distopt.exchange import make_aggregator
+from distopt.manifest import WAYS, check_manifest
 from distopt.metrics import MetricsFile, PhaseClock, Progress
 from distopt.models import Task
 from distopt.optimizers import ExponentialMovingAverage, LossScaleOptimizer
@@ -37,9 +38,6 @@ __all__ = ["Settings", "Trainer"]
 
 WEIGHTS_FILE = "weights.safetensors"
 METRICS_FILE = "metrics.jsonl"
-
-_WAYS = ("codec", "adasum", "delayed", "local_steps")
-"""Settings that change what a training computes, and that nothing else of a checkpoint would tell."""
 
 
 class Trainer:
@@ -360,7 +358,7 @@ class Trainer:
             "data": f"{self.data.name}, {len(self.data.labels)} examples",
             "optimizer": self.optimizer.get_name(),
             "canonical": self.settings.canonical,
-            **{name: getattr(self.settings, name) for name in _WAYS},
+            **{name: getattr(self.settings, name) for name in WAYS},
         }
 
     def save_checkpoint(self) -> None:
@@ -416,20 +414,7 @@ class Trainer:
         if loaded is None:
             return f"no checkpoint in {self.settings.output}: starting from the beginning"
         path, arrays, manifest, passed_over = loaded
-        own = self._manifest()
-        for key in ("task", "global_batch", "seed", "data", "optimizer", "canonical"):
-            if manifest.get(key) != own[key]:
-                raise CheckpointError(
-                    f"{path} was trained with {key} {manifest.get(key)!r}, this run has {own[key]!r}. "
-                    "Use the same, or another --output."
-                )
-        for key in _WAYS:
-            if manifest.get(key, own[key]) != own[key]:  # older checkpoints don't tell
-                raise CheckpointError(
-                    f"{path} was written with {_as_option(key, manifest[key])}, this run has "
-                    f"{_as_option(key, own[key])}: it would go on as another training. Use the same, or "
-                    "another --output."
-                )
+        check_manifest(path, manifest, self._manifest())
         self._load(path, arrays)
         self.step = int(manifest["step"])
         warnings = "".join(f"warning: {problem}\n" for problem in passed_over)
@@ -466,11 +451,3 @@ class Trainer:
         self._copy_to_other_replicas()
         for other in self.replicas[1:]:
             load_weights(path, other, weights)
-
-
-def _as_option(name: str, value: Any) -> str:
-    """Return how the command line says a setting, as in `--codec int8`, `--adasum` or `no --adasum`."""
-    option = "--" + name.replace("_", "-")
-    if value is None or value is False:
-        return f"no {option}"
-    return option if value is True else f"{option} {value}"

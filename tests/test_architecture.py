@@ -42,6 +42,7 @@ _LEVELS = {
     "command_options": 8,
     "step": 7,
     "ranks": 7,
+    "manifest": 6,
     "decisions": 7,
     "drift": 6,
     "timeline": 6,

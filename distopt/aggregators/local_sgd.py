@@ -169,8 +169,9 @@ class LocalSGD(Aggregator):
 
         A rank that never had an example has no slots yet. Those of the others are averaged over the ranks
         that have them; the rank without makes them anew at its first update, from their initial values, until
-        the next `settle`; `iterations` too, unless something has read it there. So that it gets the averages, and rank 0 has them for a checkpoint, build the
-        optimizer before: `optimizer.build(variables)` of `keras_new`, or examples in the first step.
+        the next `settle`; `iterations` too, unless something has read it there. So that it gets the averages,
+        and rank 0 has them for a checkpoint, build the optimizer before: `optimizer.build(variables)` of
+        `keras_new`, or examples in the first step.
 
         Args:
             variables: those that are trained.
