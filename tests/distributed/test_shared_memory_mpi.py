@@ -113,6 +113,10 @@ def test_memory_stays_when_its_communicator_is_closed():
     assert (memory == short.size * (short.size - 1) // 2 + 1).all()
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # of JAX, where a test imported it
+@pytest.mark.filterwarnings("ignore:os.fork")
 def test_a_forked_child_does_not_disturb_its_parent(shared):
     memory = shared.allocate(1000, np.float32)
     memory[...] = 1
