@@ -124,7 +124,7 @@ class Step:
         clock: PhaseClock,
     ) -> None:
         self.replicas, self.pieces = list(replicas), list(pieces)
-        self._aggregator, self._optimizer, self._clock = aggregator, optimizer, clock
+        self.aggregator, self._optimizer, self._clock = aggregator, optimizer, clock
         self._canonical = aggregator if isinstance(aggregator, Canonical) else None
         several = len(self.pieces) > len(self.replicas)
         self._accumulations = [_Accumulation(r) for r in self.replicas] if several else []
@@ -153,8 +153,8 @@ class Step:
             pairs = self._canonical.reduce_shards(self._shards(batches, self._canonical), own)
         else:
             stream = combine_replicas(self._streams(batches))
-            pairs = self._aggregator.reduce(self._optimizer.before_aggregation(stream), self._own)
-        exposed = self._aggregator.exposed_seconds
+            pairs = self.aggregator.reduce(self._optimizer.before_aggregation(stream), self._own)
+        exposed = self.aggregator.exposed_seconds
         self._clock.add("backward", -exposed)
         self._clock.add("exposed communication", exposed)
         return pairs, self._own

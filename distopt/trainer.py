@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from distopt import checkpoint
-from distopt.aggregators import Pair, Ticket, average_statistics, first_not_finite, locate_not_finite
+from distopt.aggregators import (
+    Aggregator,
+    Pair,
+    Ticket,
+    average_statistics,
+    first_not_finite,
+    locate_not_finite,
+)
 from distopt.backend import Array, Device
 from distopt.communicators import Communicator
 from distopt.data.dataset import Dataset
@@ -80,12 +87,12 @@ class Trainer:
         memory, agree = communicator.allocate, self._agree_on_start
         self.replicas = [Replica(task.model, shape, devices[0], settings.seed, memory, agree)]
         self.replicas += [Replica(task.model, shape, device, settings.seed) for device in devices[1:]]
-        self.aggregator = make_aggregator(settings, communicator)
+        aggregator = make_aggregator(settings, communicator)
         self.optimizer = task.optimizer(
             settings.learning_rate,
             len(data.labels),
             settings.global_batch,
-            gradient_aggregator=self.aggregator,
+            gradient_aggregator=aggregator,
         )
         if settings.delayed and isinstance(self.optimizer, LossScaleOptimizer) and self.optimizer.dynamic:
             raise ValueError(
@@ -94,7 +101,7 @@ class Trainer:
             )
         self.averages = ExponentialMovingAverage(task.average_decay, num_updates=lambda: self.optimizer.step)
         self.clock = PhaseClock()
-        self._work = Step(self.replicas, self.aggregator, self.optimizer, pieces, self.clock)
+        self._work = Step(self.replicas, aggregator, self.optimizer, pieces, self.clock)
         self.step = 0
         self.stopped = False
         self.stop_reason = ""
@@ -107,6 +114,15 @@ class Trainer:
             communicator.broadcast(slab.values).wait()
         self._copy_to_other_replicas()
         self.averages.track(self.replicas[0].variables)
+
+    @property
+    def aggregator(self) -> Aggregator:
+        """What combines gradients; may be replaced by one that passes on to it."""
+        return self._work.aggregator
+
+    @aggregator.setter
+    def aggregator(self, aggregator: Aggregator) -> None:
+        self._work.aggregator = aggregator
 
     def _agree_on_start(self, variables: Sequence[Variable]) -> None:
         """Check that all ranks train the same model in the same way."""
