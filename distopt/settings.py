@@ -71,9 +71,9 @@ class Settings:
     def __post_init__(self) -> None:
         counts = ("global_batch", "log_every", "checkpoint_every", "local_steps", "micro_batches")
         for name in (*counts, *(() if self.bucket_bytes is None else ("bucket_bytes",))):
-            whole_number(getattr(self, name), name, 1)
+            self._keep(name, 1)
         for name in ("steps", "seed", "prefetch", "local_start", "drift_check_every"):
-            whole_number(getattr(self, name), name, 0)
+            self._keep(name, 0)
         if self.on_drift not in ("stop", "repair"):
             raise ValueError(f"on_drift must be 'stop' or 'repair', got {self.on_drift!r}")
         if self.learning_rate is not None and not 0 <= self.learning_rate < math.inf:
@@ -99,10 +99,9 @@ class Settings:
                 f"bucket_bytes={self.bucket_bytes} has no use with adasum, which exchanges whole gradients; "
                 "leave it (--bucket-mib) out"
             )
-        if (
-            self.canonical is not None
-            and not 1 <= whole_number(self.canonical, "canonical", 0) <= self.global_batch
-        ):
+        if self.canonical is not None:
+            self._keep("canonical", 0)
+        if self.canonical is not None and not 1 <= self.canonical <= self.global_batch:
             raise ValueError(
                 f"canonical must be a number of shards from 1 to the global batch, {self.global_batch}, "
                 f"so that each has an example; got {self.canonical}"
@@ -112,6 +111,10 @@ class Settings:
                 f"micro_batches={self.micro_batches} has no place beside canonical={self.canonical}: "
                 "canonical shards are computed one after the other already; for less memory take more of them"
             )
+
+    def _keep(self, name: str, least: int) -> None:
+        """Check a count, and keep it as an int, which JSON can hold."""
+        object.__setattr__(self, name, whole_number(getattr(self, name), name, least))
 
     def _check_one_way(self) -> None:
         """Raise where more than one way to combine the ranks is asked for."""

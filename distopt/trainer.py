@@ -122,6 +122,8 @@ class Trainer:
 
     @aggregator.setter
     def aggregator(self, aggregator: Aggregator) -> None:
+        if self.settings.canonical is not None:
+            raise TypeError("in canonical mode the aggregator is given shards; another can't take its place")
         self._work.aggregator = aggregator
 
     def _agree_on_start(self, variables: Sequence[Variable]) -> None:
@@ -283,7 +285,7 @@ class Trainer:
     def _places(self, parts: list[Batch], pairs: list[Pair]) -> str:
         """Return where the gradients of this step are not finite, statistics set back. Collective."""
         self._work.reject()
-        if self.settings.local_steps > 1:  # not reduced, so they are here
+        if self.settings.local_steps > 1 and self.step >= self.settings.local_start:  # not reduced: here
             return "; ".join(map(str, locate_not_finite(pairs, self.communicator)))
         if self.settings.delayed:
             late = first_not_finite(pairs)

@@ -7,7 +7,8 @@ import pytest
 import training
 
 from distopt import layers, scopes
-from distopt.aggregators import Canonical, Ticket
+from distopt.aggregators import AllReduce, Canonical, LocalSGD, Ticket
+from distopt.checkpoint import latest
 from distopt.errors import CommunicatorError, NonFiniteError
 from distopt.testing import Fault, world
 from distopt.variables import Arena, Variable
@@ -88,3 +89,40 @@ def test_canonical_ranks_name_what_differs_in_a_later_step(ranks):
         return communicator.all_gather_object(communicator.rank)
 
     assert world(ranks, run) == [list(range(ranks))] * ranks
+
+
+def test_settle_where_a_rank_lacks_what_lies_in_an_arena_elsewhere():
+    def run(communicator):
+        v = Variable(np.zeros(2, "f4"), name="v")
+        aggregator = LocalSGD(communicator, 4)
+        lacks = communicator.rank == 1
+        others = [] if lacks else [Variable(np.full(n, communicator.rank, "f4"), name=f"{n}") for n in (5, 3)]
+        if others:
+            Arena(others)
+        aggregator.reduce([(None if lacks else np.ones(2, "f4"), v)], Ticket(0 if lacks else 2))
+        aggregator.after_apply([v])
+        aggregator.settle([v], others)
+        return [float(other.numpy()[0]) for other in others]
+
+    # Ranks 0 and 2 hold 0 and 2, of as many examples.
+    assert world(3, run) == [[1.0, 1.0], [], [1.0, 1.0]]
+
+
+def test_settings_of_numpy_integers_can_be_written_to_a_checkpoint(tmp_path):
+    counts = {"local_steps": np.int64(2), "seed": np.int32(1), "steps": np.int64(2), "output": tmp_path}
+
+    def run(communicator):
+        return training.run(training.trainer(communicator, **counts)).step
+
+    assert world(2, run) == [2, 2]
+    assert latest(tmp_path)[2]["local_steps"] == 2
+
+
+def test_the_aggregator_of_canonical_mode_is_not_replaced():
+    def run(communicator):
+        made = training.trainer(communicator, canonical=4)
+        with pytest.raises(TypeError, match="canonical mode"):
+            made.aggregator = AllReduce(communicator)
+        return True
+
+    assert world(2, run) == [True] * 2

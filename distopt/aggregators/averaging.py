@@ -107,13 +107,15 @@ def settle_others(
     for key in kinds:
         having = tuple(rank for rank, (_, theirs) in enumerate(everyone) if key in theirs)
         groups.setdefault(having, []).append(key)
+    # Where a rank has places of its own for what it lacks, arenas differ between ranks.
+    packed = any(len(having) < communicator.size for having in groups)
     for having, keys in groups.items():
         has = communicator.rank in having
         members = [mine[key] if has else _place(key[0], *kinds[key], device) for key in keys]
         single = [v for v in members if not v.ndim or v.dtype.kind in "iub"]
         singles = {id(variable) for variable in single}
         arrays = [v for v in members if id(v) not in singles]
-        average_over_ranks(communicator, arrays, count if has else 0.0, packed=len(groups) > 1)
+        average_over_ranks(communicator, arrays, count if has else 0.0, packed=packed)
         take_over(communicator, single, count if has else -1.0)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from distopt.aggregators.codecs.codec import Codec, Place
 from distopt.aggregators.codecs.error_feedback import Compression, ErrorFeedback
 from distopt.aggregators.codecs.powersgd import PowerSGD, matrix_shape, next_start, orthonormal, product
+from distopt.aggregators.divide import put
 from distopt.aggregators.traffic import sent_by_all_reduce
 from distopt.backend import Array, asnumpy, namespace
 from distopt.communicators import Communicator, Pending
@@ -118,7 +119,7 @@ class Group(ABC):
 
     def _write(self, total: Array) -> None:
         for gradient, place in zip(self._gradients, self._places, strict=True):
-            gradient[...] = total[place].reshape(gradient.shape)
+            put(total[place].reshape(gradient.shape), gradient, copied=True)
         self._gradients = []
 
 
